@@ -1,1 +1,17 @@
-//! Being built.
+//! The client's shell: turns a cluster into a mount.
+//!
+//! [`Mount::start`] runs one thread that owns everything of a mount: an io_uring, a pool of regions, the connections to
+//! the nodes, `Fs`, and a FUSE session over /dev/fuse. The thread moves bytes between them and decides nothing: what an
+//! operation means is `sealfs_client_core`'s, how a program's call looks is `fuse`'s.
+//!
+//! 1. A mount is `ready` only when it has answered a stat of its own root.
+//! 2. When the kernel ends the mount, whatever was acknowledged to programs is settled and flushed before the thread ends.
+//! 3. Nothing is left behind by a failed start: no mount, no thread, no session.
+
+mod daemon;
+mod mount;
+mod options;
+
+pub use daemon::{Forked, Started, daemonize};
+pub use mount::{Mount, MountConfig, MountError, unmount};
+pub use options::{MountOptions, TransportChoice};
