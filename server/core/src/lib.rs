@@ -11,6 +11,14 @@
 //! 3. The same inputs in the same order give the same effects: no clock, no randomness, no unordered iteration.
 #![forbid(unsafe_code)]
 
+mod config;
+mod core;
+mod mail;
 mod ports;
+mod recovery;
 
+pub use config::{Config, Durability};
+pub use core::{Core, Fatal, Ports};
+pub use mail::Mail;
 pub use ports::{CoreId, Disk, DiskDone, DiskError, DiskOp, Mailbox};
+pub use recovery::Recovery;
