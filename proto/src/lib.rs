@@ -18,6 +18,7 @@ mod ids;
 pub mod limits;
 mod lock;
 mod map;
+pub mod nodes;
 mod place;
 mod reply;
 mod request;
