@@ -1,1 +1,11 @@
-//! Being built.
+//! The shell of a node: data directory, disk, mailbox, one pinned thread per core. It moves bytes and decides nothing.
+//!
+//! [`Settings`] is what a person may say (flags and a file), [`Config`] what they mean, [`Server`] the running node.
+//! [`Server::start`] reads the configuration's files, opens or formats the data directory, recovers it, starts a thread
+//! per core and returns when all of them listen. From then on the threads share nothing but mailboxes.
+
+mod config;
+mod run;
+
+pub use config::{Config, ConfigError, Durability, Settings};
+pub use run::{Fatal, Server, StartError, Stopper};
