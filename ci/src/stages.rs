@@ -1,0 +1,158 @@
+//! The stages, in the order in which they run.
+
+use std::process::Command;
+
+use crate::{edges, rules};
+
+/// Why a stage failed, for a person.
+pub(crate) type Outcome = Result<(), String>;
+
+/// One stage.
+pub(crate) struct Stage {
+    /// As given to `cargo ci`.
+    pub(crate) name: &'static str,
+    /// What it shows.
+    pub(crate) what: &'static str,
+    /// Minutes it may take on two cores; more is reported.
+    pub(crate) budget_min: u32,
+    /// Whether it is in `quick`.
+    quick: bool,
+    /// Does it.
+    pub(crate) run: fn() -> Outcome,
+}
+
+impl Stage {
+    /// Whether `name` asks for this stage.
+    pub(crate) fn belongs_to(&self, name: &str) -> bool {
+        name == self.name || name == "all" || (name == "quick" && self.quick)
+    }
+}
+
+/// All stages.
+pub(crate) const STAGES: &[Stage] = &[
+    Stage {
+        name: "fmt",
+        what: "rustfmt has nothing to change",
+        budget_min: 1,
+        quick: true,
+        run: fmt,
+    },
+    Stage {
+        name: "rules",
+        what: "edges between crates, unsafe allow-list, module heads, lengths",
+        budget_min: 1,
+        quick: true,
+        run: rules_stage,
+    },
+    Stage {
+        name: "clippy",
+        what: "clippy and the workspace's lints, warnings are errors",
+        budget_min: 4,
+        quick: true,
+        run: clippy,
+    },
+    Stage {
+        name: "doc",
+        what: "rustdoc, warnings are errors",
+        budget_min: 2,
+        quick: false,
+        run: doc,
+    },
+    Stage {
+        name: "deny",
+        what: "licences, bans and sources of the dependencies",
+        budget_min: 8,
+        quick: false,
+        run: deny,
+    },
+    Stage {
+        name: "unit",
+        what: "unit tests, the transport suite over mem and tcp, golden bytes",
+        budget_min: 6,
+        quick: true,
+        run: unit,
+    },
+    Stage {
+        name: "sim",
+        what: "three nodes and two clients in virtual time, 50 seeds",
+        budget_min: 8,
+        quick: false,
+        run: || tests("sim"),
+    },
+    Stage {
+        name: "fuzz",
+        what: "every decoder against random and mutated bytes",
+        budget_min: 3,
+        quick: false,
+        run: || tests("fuzz"),
+    },
+    Stage {
+        name: "mount",
+        what: "a real mount of three nodes: semantics, two mounts, kill -9",
+        budget_min: 8,
+        quick: false,
+        run: || mount("mount"),
+    },
+    Stage {
+        name: "posix",
+        what: "pjdfstest and fsx on a real mount",
+        budget_min: 8,
+        quick: false,
+        run: || mount("posix"),
+    },
+    Stage {
+        name: "programs",
+        what: "git, cargo, sqlite3, tar, rsync and fio on a real mount",
+        budget_min: 6,
+        quick: false,
+        run: || mount("programs"),
+    },
+];
+
+fn fmt() -> Outcome {
+    cargo(&["fmt", "--all", "--check"])
+}
+
+fn rules_stage() -> Outcome {
+    edges::check()?;
+    rules::check()
+}
+
+fn clippy() -> Outcome {
+    cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])
+}
+
+fn doc() -> Outcome {
+    let args = ["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"];
+    run(Command::new("cargo").args(args).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn deny() -> Outcome {
+    // Advisories need a database from the network; the other checks do not.
+    cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"])
+}
+
+fn unit() -> Outcome {
+    cargo(&["nextest", "run", "--workspace", "--exclude", "sealfs-tests", "--no-fail-fast"])?;
+    tests("format")
+}
+
+/// An integration test of `tests/` that needs no mount.
+fn tests(name: &str) -> Outcome {
+    cargo(&["nextest", "run", "-p", "sealfs-tests", "--test", name, "--no-fail-fast"])
+}
+
+/// An integration test of `tests/` that mounts: with the release binary, one test after the other.
+fn mount(name: &str) -> Outcome {
+    cargo(&["build", "--release", "--quiet", "-p", "sealfs"])?;
+    cargo(&["nextest", "run", "-p", "sealfs-tests", "--test", name, "--no-fail-fast", "-j", "1"])
+}
+
+fn cargo(args: &[&str]) -> Outcome {
+    run(Command::new("cargo").args(args))
+}
+
+fn run(command: &mut Command) -> Outcome {
+    let status = command.status().map_err(|error| format!("cannot start {command:?}: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}")) }
+}
