@@ -1,8 +1,16 @@
 //! What `sealfs serve` is told: settings from flags and a TOML file, and the checked configuration they make.
+//!
+//! [`Settings`] holds words as a person wrote them; [`Settings::resolve`] turns them into a [`Config`], reading the nodes
+//! file and the key file on the way. Every refusal names the setting, the cause and the next step.
 
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use sealfs_proto::{NodeId, TransportKind};
+use sealfs_proto::nodes::{self, NodeList};
+use sealfs_proto::{NodeId, limits};
+use sealfs_server_core::Durability;
 use serde::Deserialize;
 
 /// What a person says, on the command line or in a file; nothing is required and nothing is checked yet. Field names are
@@ -12,54 +20,26 @@ use serde::Deserialize;
 pub struct Settings {
     /// Data directory.
     pub data: Option<PathBuf>,
-    /// `ADDR:PORT` to listen on; port 0 takes a free one.
+    /// `ADDR:PORT` to listen on; port 0 takes a free one. Default: this node's address in the list.
     pub listen: Option<String>,
     /// The nodes: a list, or the path of a file that holds one, see [`sealfs_proto::nodes`].
     pub nodes: Option<String>,
     /// This node's id; else the node of the list whose address is `listen`.
     pub id: Option<u16>,
-    /// Processors to pin a thread to, one each: `0-3`, `0,2,4`.
+    /// Processors to pin a thread to, one each: `0-3`, `0,2,4`. Default: up to four threads, not pinned.
     pub cores: Option<String>,
-    /// `tcp`.
+    /// `tcp`, or `auto` for the best there is.
     pub transport: Option<String>,
     /// Path of the key file.
     pub key: Option<PathBuf>,
-    /// `process`, `power` or `scratch`.
+    /// `process` (default), `power` or `scratch`.
     pub durability: Option<String>,
-    /// Bytes of the volume, at format: `100G`.
+    /// Bytes of the volume, at format: `100G`. Default: half of what is free.
     pub size: Option<String>,
     /// Bytes of buffers per core: `128M`.
     pub memory: Option<String>,
-}
-
-impl Settings {
-    /// Reads a TOML file. An unknown field is refused, naming it and those that exist.
-    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        unimplemented!("{}", path.display())
-    }
-
-    /// These settings where they say something, else those of `below` (flags over a file).
-    #[must_use]
-    pub fn over(self, below: Self) -> Self {
-        unimplemented!("{below:?}")
-    }
-
-    /// Checks everything, reads the nodes file and the key file, and finds the node's own id.
-    pub fn resolve(self) -> Result<Config, ConfigError> {
-        unimplemented!()
-    }
-}
-
-/// When a change counts as kept (DESIGN section 5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Durability {
-    /// Written before the reply: survives the death of the process.
-    #[default]
-    Process,
-    /// Synced before the reply: survives power loss.
-    Power,
-    /// Replied at once, written within 10 ms.
-    Scratch,
+    /// Seconds after which a silent client's session ends.
+    pub lease: Option<u64>,
 }
 
 /// A checked configuration.
@@ -67,23 +47,382 @@ pub enum Durability {
 pub struct Config {
     /// Data directory.
     pub data: PathBuf,
-    /// Where to listen.
+    /// Where to listen, `host:port`.
     pub listen: String,
     /// This node.
     pub id: NodeId,
-    /// A processor per core thread; `None`: not pinned.
+    /// All nodes; `id` is one of them.
+    pub nodes: NodeList,
+    /// The cluster's shared key.
+    pub key: Vec<u8>,
+    /// One thread each; the processor to pin it to, or `None`: not pinned. Never empty.
     pub cores: Vec<Option<usize>>,
-    /// With what.
-    pub transport: TransportKind,
     /// When a change counts as kept.
     pub durability: Durability,
     /// Bytes of the volume at format; `None`: half of what is free.
     pub volume_len: Option<u64>,
     /// Bytes of buffers per core.
     pub memory: usize,
+    /// A session that has sent nothing for so long has ended, milliseconds.
+    pub lease_ms: u64,
 }
 
-/// Settings that make no configuration: names the setting, the cause and the next step.
+/// Settings that make no configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);
+
+impl Settings {
+    /// Reads a TOML file. An unknown field is refused, naming it and those that exist.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = read_text("configuration file", path, "give --config an existing file")?;
+        toml::from_str(&text).map_err(|error| {
+            ConfigError(format!("configuration file {}: {}", path.display(), error))
+        })
+    }
+
+    /// These settings where they say something, else those of `below` (flags over a file).
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        Self {
+            data: self.data.or(below.data),
+            listen: self.listen.or(below.listen),
+            nodes: self.nodes.or(below.nodes),
+            id: self.id.or(below.id),
+            cores: self.cores.or(below.cores),
+            transport: self.transport.or(below.transport),
+            key: self.key.or(below.key),
+            durability: self.durability.or(below.durability),
+            size: self.size.or(below.size),
+            memory: self.memory.or(below.memory),
+            lease: self.lease.or(below.lease),
+        }
+    }
+
+    /// Checks everything, reads the nodes file and the key file, and finds the node's own id.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        let data = required(self.data, "data", "DIR, where this node keeps its data")?;
+        let nodes = required(self.nodes, "nodes", "FILE|LIST, all nodes of the cluster")?;
+        let key = required(self.key, "key", "FILE, the key that the cluster's machines share")?;
+        let nodes = read_nodes(&nodes)?;
+        let (id, listen) = own_place(&nodes, self.id, self.listen)?;
+        check_transport(self.transport.as_deref())?;
+        let volume_len = self.size.map(|size| volume_len(&size)).transpose()?;
+        let memory = self.memory.map_or(Ok(MEMORY), |memory| {
+            let memory = nodes::bytes(&memory).and_then(|memory| usize::try_from(memory).ok());
+            memory.filter(|memory| *memory >= MEMORY_MIN).ok_or_else(|| {
+                ConfigError("memory: write at least 16M, as --memory 128M (per core)".into())
+            })
+        })?;
+        let lease_ms = match self.lease {
+            None => limits::LEASE_MS,
+            Some(0) => return Err(ConfigError("lease: write seconds, at least 1".into())),
+            Some(lease) => lease.saturating_mul(1_000),
+        };
+        Ok(Config {
+            data,
+            listen,
+            id,
+            nodes,
+            key: read_key(&key)?,
+            cores: self.cores.map_or_else(|| Ok(cores_default()), |cores| parse_cores(&cores))?,
+            durability: parse_durability(self.durability.as_deref())?,
+            volume_len,
+            memory,
+            lease_ms,
+        })
+    }
+}
+
+fn required<T>(value: Option<T>, name: &str, what: &str) -> Result<T, ConfigError> {
+    value.ok_or_else(|| {
+        ConfigError(format!(
+            "{name}: not given; add --{name} {what} (or `{name} = ...` in the configuration file)"
+        ))
+    })
+}
+
+fn read_nodes(argument: &str) -> Result<NodeList, ConfigError> {
+    if nodes::is_list(argument) {
+        return nodes::parse(argument)
+            .map_err(|error| ConfigError(format!("nodes `{argument}`: {}", error.0)));
+    }
+    let path = Path::new(argument);
+    let text = read_text(
+        "nodes file",
+        path,
+        "give --nodes an existing file or a list like 10.0.0.1:7000,10.0.0.2:7000",
+    )?;
+    nodes::parse(&text).map_err(|error| ConfigError(format!("nodes file {argument}: {}", error.0)))
+}
+
+fn read_text(what: &str, path: &Path, next: &str) -> Result<String, ConfigError> {
+    fs::read_to_string(path).map_err(|error| {
+        ConfigError(format!("cannot read {what} {}: {error}; {next}", path.display()))
+    })
+}
+
+/// Reads a key: the file's content byte for byte, of any kind. A key that others on the machine can read is no secret.
+fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    let shown = path.display();
+    let wrong = |cause: String| ConfigError(format!("key file {shown}: {cause}"));
+    let make = format!("make one with `(umask 077; head -c 32 /dev/urandom > {shown})`");
+    let file = File::open(path).map_err(|error| wrong(format!("{error}; {make}")))?;
+    let mode = file.metadata().map_err(|error| wrong(error.to_string()))?.mode();
+    if mode & 0o077 != 0 {
+        return Err(wrong(format!(
+            "mode {:03o} lets others use it; run `chmod 600 {shown}`",
+            mode & 0o777
+        )));
+    }
+    let mut key = Vec::new();
+    file.take(KEY_LEN_MAX as u64 + 1)
+        .read_to_end(&mut key)
+        .map_err(|error| wrong(error.to_string()))?;
+    if !(KEY_LEN_MIN..=KEY_LEN_MAX).contains(&key.len()) {
+        return Err(wrong(format!(
+            "a key has {KEY_LEN_MIN} to {KEY_LEN_MAX} bytes, this file has {}; {make}",
+            if key.len() > KEY_LEN_MAX { "more".to_owned() } else { key.len().to_string() }
+        )));
+    }
+    Ok(key)
+}
+
+/// Which node this is, and where it listens.
+fn own_place(
+    nodes: &NodeList,
+    id: Option<u16>,
+    listen: Option<String>,
+) -> Result<(NodeId, String), ConfigError> {
+    let known = || {
+        let known: Vec<String> = nodes
+            .nodes
+            .iter()
+            .take(8)
+            .map(|node| format!("{}@{}", node.id, node.addresses[0].text))
+            .collect();
+        known.join(", ")
+    };
+    let node = match (id, &listen) {
+        (Some(id), _) => nodes.nodes.iter().find(|node| node.id.0 == id).ok_or_else(|| {
+            ConfigError(format!("id {id}: no such node in the list ({})", known()))
+        })?,
+        (None, None) => {
+            return required(None, "id", "N, which of the nodes this is (or --listen its address)");
+        }
+        (None, Some(listen)) => {
+            let own = |text: &str| text == listen;
+            let found = nodes.nodes.iter().find(|node| own(&node.addresses[0].text));
+            found.ok_or_else(|| {
+                ConfigError(format!(
+                    "listen {listen}: this address is none of the nodes' ({}); add --id N to say which node this is",
+                    known()
+                ))
+            })?
+        }
+    };
+    Ok((node.id, listen.unwrap_or_else(|| node.addresses[0].text.clone())))
+}
+
+fn check_transport(name: Option<&str>) -> Result<(), ConfigError> {
+    match name {
+        None | Some("tcp" | "auto") => Ok(()),
+        Some("rdma") => Err(ConfigError(
+            "transport rdma: this version speaks tcp only; use --transport tcp".into(),
+        )),
+        Some(name) => {
+            Err(ConfigError(format!("transport {name}: unknown; use --transport tcp (or auto)")))
+        }
+    }
+}
+
+fn parse_durability(name: Option<&str>) -> Result<Durability, ConfigError> {
+    match name {
+        None | Some("process") => Ok(Durability::Process),
+        Some("power") => Ok(Durability::Power),
+        Some("scratch") => Ok(Durability::Scratch),
+        Some(name) => Err(ConfigError(format!(
+            "durability {name}: unknown; use --durability process, power or scratch"
+        ))),
+    }
+}
+
+fn volume_len(size: &str) -> Result<u64, ConfigError> {
+    nodes::bytes(size)
+        .filter(|len| *len >= VOLUME_LEN_MIN)
+        .ok_or_else(|| ConfigError(format!("size {size}: write at least 256M, as --size 100G")))
+}
+
+/// `0-3`, `0,2,4-6`: processors that exist, each once.
+fn parse_cores(text: &str) -> Result<Vec<Option<usize>>, ConfigError> {
+    let wrong = |cause: &str| {
+        ConfigError(format!(
+            "cores {text}: {cause}; write processors as --cores 0-3 or --cores 0,2"
+        ))
+    };
+    let number =
+        |text: &str| text.trim().parse::<u16>().map_err(|_| wrong("not a list of numbers"));
+    let mut cores: Vec<usize> = Vec::new();
+    for item in text.split(',') {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(wrong("a range goes upwards"));
+        }
+        cores.extend((first..=last).map(usize::from));
+    }
+    let usable: Vec<usize> =
+        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+    if let Some(core) = cores.iter().find(|core| !usable.contains(core)) {
+        return Err(wrong(&format!(
+            "this process may not use processor {core}, only {}",
+            usable.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        )));
+    }
+    let mut once = cores.clone();
+    once.sort_unstable();
+    once.dedup();
+    if once.len() != cores.len() {
+        return Err(wrong("a processor is named twice"));
+    }
+    Ok(cores.into_iter().map(Some).collect())
+}
+
+fn cores_default() -> Vec<Option<usize>> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(CORES_DEFAULT_MAX);
+    vec![None; cores]
+}
+
+/// As much as SHA-256 can use; shorter ones could be guessed.
+const KEY_LEN_MIN: usize = 32;
+/// A longer file is not a key but a mistake.
+const KEY_LEN_MAX: usize = 4_096;
+/// 128 requests of 1 MiB in flight per core.
+const MEMORY: usize = 128 << 20;
+/// A core must be able to hold a few requests of 1 MiB.
+const MEMORY_MIN: usize = 16 << 20;
+/// The reserve takes 64 MiB, and every core must get a group to write to.
+const VOLUME_LEN_MIN: u64 = 256 << 20;
+/// A machine that runs jobs beside the node should keep most of its processors.
+const CORES_DEFAULT_MAX: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn write_key(dir: &Path, bytes: &[u8], mode: u32) -> PathBuf {
+        let path = dir.join("key");
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    fn usual(dir: &Path) -> Settings {
+        Settings {
+            data: Some(dir.join("data")),
+            listen: Some("127.0.0.1:7002".into()),
+            nodes: Some("127.0.0.1:7001,127.0.0.1:7002".into()),
+            key: Some(write_key(dir, &[7; 32], 0o600)),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn a_node_finds_itself_by_its_address_or_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = usual(dir.path()).resolve().unwrap();
+        assert_eq!((config.id, config.listen.as_str()), (NodeId(2), "127.0.0.1:7002"));
+        let by_id = Settings { id: Some(1), listen: None, ..usual(dir.path()) }.resolve().unwrap();
+        assert_eq!((by_id.id, by_id.listen.as_str()), (NodeId(1), "127.0.0.1:7001"));
+        let both = Settings { id: Some(1), ..usual(dir.path()) }.resolve().unwrap();
+        assert_eq!((both.id, both.listen.as_str()), (NodeId(1), "127.0.0.1:7002"));
+    }
+
+    #[test]
+    fn nodes_may_stand_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nodes");
+        fs::write(&path, "# two\n127.0.0.1:7001\n127.0.0.1:7002\n").unwrap();
+        let settings = usual(dir.path());
+        let file = Settings { nodes: Some(path.display().to_string()), ..settings.clone() };
+        assert_eq!(file.resolve().unwrap().nodes, settings.resolve().unwrap().nodes);
+    }
+
+    #[test]
+    fn a_file_gives_what_flags_leave_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sealfs.toml");
+        fs::write(&path, "id = 3\ndurability = \"power\"\nsize = \"1G\"\n").unwrap();
+        let flags = Settings { id: Some(1), ..Settings::default() };
+        let settings = flags.over(Settings::from_file(&path).unwrap());
+        assert_eq!((settings.id, settings.size.as_deref()), (Some(1), Some("1G")));
+        assert_eq!(settings.durability.as_deref(), Some("power"));
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_with_the_file_and_the_fields_that_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sealfs.toml");
+        fs::write(&path, "colour = \"red\"\n").unwrap();
+        let error = Settings::from_file(&path).unwrap_err().to_string();
+        for part in ["sealfs.toml", "unknown field `colour`", "`durability`", "`listen`"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_refusal_names_setting_cause_and_next_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = usual(dir.path());
+        let with = |change: fn(&mut Settings)| {
+            let mut settings = base.clone();
+            change(&mut settings);
+            settings.resolve().unwrap_err().to_string()
+        };
+        for (error, parts) in [
+            (with(|s| s.data = None), ["data: not given", "--data DIR"]),
+            (with(|s| s.nodes = None), ["nodes: not given", "--nodes FILE|LIST"]),
+            (with(|s| s.key = None), ["key: not given", "--key FILE"]),
+            (with(|s| s.nodes = Some("a:7000,b".into())), ["nodes `a:7000,b`", "no port"]),
+            (with(|s| s.nodes = Some("/none/nodes".into())), ["/none/nodes", "existing file"]),
+            (with(|s| s.key = Some("/none/key".into())), ["/none/key", "head -c 32"]),
+            (with(|s| s.listen = Some("c:1".into())), ["2@127.0.0.1:7002", "--id N"]),
+            (with(|s| s.listen = None), ["id: not given", "--id N"]),
+            (with(|s| s.id = Some(9)), ["id 9: no such node", "1@127.0.0.1:7001"]),
+            (
+                with(|s| s.transport = Some("rdma".into())),
+                ["transport rdma", "use --transport tcp"],
+            ),
+            (with(|s| s.transport = Some("x".into())), ["transport x", "use --transport tcp"]),
+            (with(|s| s.durability = Some("x".into())), ["durability x", "process, power"]),
+            (with(|s| s.size = Some("1K".into())), ["size 1K", "at least 256M"]),
+            (with(|s| s.memory = Some("x".into())), ["memory", "at least 16M"]),
+            (with(|s| s.lease = Some(0)), ["lease", "at least 1"]),
+            (with(|s| s.cores = Some("x".into())), ["cores x", "--cores 0-3"]),
+            (with(|s| s.cores = Some("3-1".into())), ["upwards", "--cores 0-3"]),
+            (with(|s| s.cores = Some("60000".into())), ["may not use processor 60000", "only 0"]),
+            (with(|s| s.cores = Some("0,0".into())), ["named twice", "--cores 0-3"]),
+        ] {
+            parts.iter().for_each(|part| assert!(error.contains(part), "{part}: {error}"));
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_no_secret_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |bytes: &[u8], mode| {
+            read_key(&write_key(dir.path(), bytes, mode)).unwrap_err().to_string()
+        };
+        assert!(refused(&[7; 32], 0o640).contains("chmod 600"));
+        assert!(refused(&[7; 31], 0o600).contains("32 to 4096 bytes, this file has 31"));
+        assert!(refused(&[7; 5_000], 0o600).contains("this file has more"));
+        assert_eq!(read_key(&write_key(dir.path(), &[7; 33], 0o400)).unwrap(), [7; 33]);
+    }
+
+    #[test]
+    fn cores_are_a_list_of_ranges() {
+        assert_eq!(parse_cores("0").unwrap(), [Some(0)]);
+        assert!(!cores_default().is_empty());
+    }
+}

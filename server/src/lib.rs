@@ -7,5 +7,5 @@
 mod config;
 mod run;
 
-pub use config::{Config, ConfigError, Durability, Settings};
+pub use config::{Config, ConfigError, Settings};
 pub use run::{Fatal, Server, StartError, Stopper};
