@@ -11,7 +11,9 @@
 mod daemon;
 mod mount;
 mod options;
+mod status;
 
 pub use daemon::{Forked, Started, daemonize};
 pub use mount::{Mount, MountConfig, MountError, unmount};
 pub use options::{MountOptions, TransportChoice};
+pub use status::{ClusterStatus, Reached, cluster_status, read_nodes};

@@ -1,2 +1,96 @@
-//! Being built.
-fn main() {}
+//! The one binary: `sealfs <verb>`, one file per verb in `cmd/`.
+//!
+//! A verb parses, calls a library, prints. Exit status 0: done; 1: an error, whose text names the thing, the cause and
+//! the next step; 2: the command line is wrong. Called as `mount.sealfs` it speaks mount(8)'s helper convention.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool talks on its streams"
+)]
+
+mod bench;
+mod cmd;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A file system for high-performance computing over the drives or memory of a set of nodes.
+#[derive(Parser)]
+#[command(name = "sealfs", version, max_term_width = 100)]
+struct Cli {
+    /// What to log, e.g. `info` or `sealfs_client=debug` (also from SEALFS_LOG).
+    #[arg(long, global = true, env = "SEALFS_LOG", default_value = "warn", value_name = "FILTER")]
+    log: String,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Runs a node: stores files in a data directory and serves them.
+    Serve(cmd::serve::Args),
+    /// Mounts a cluster on a directory.
+    Mount(cmd::mount::Args),
+    /// Unmounts it.
+    Umount(cmd::umount::Args),
+    /// Shows a cluster: nodes, space, what is unreachable and why.
+    Status(cmd::status::Args),
+    /// A whole cluster on this machine, in one command.
+    Local(cmd::local::Args),
+    /// Makes a key file that all nodes and clients of a cluster share.
+    Key(cmd::key::Args),
+    /// Measures a mount (or any directory): metadata and data rates with latencies.
+    Bench(cmd::bench::Args),
+}
+
+/// An error for a person.
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().collect();
+    let called_as = words.first().map(Path::new).and_then(Path::file_name);
+    let words = if called_as.is_some_and(|name| name == "mount.sealfs") {
+        cmd::mount::from_helper(&words)
+    } else {
+        words
+    };
+    let cli = Cli::parse_from(words);
+    let filter = match tracing_subscriber::EnvFilter::try_new(&cli.log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("sealfs: --log {:?}: {error}; try `--log info`", cli.log);
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match cli.verb {
+        Verb::Serve(args) => cmd::serve::run(args),
+        Verb::Mount(args) => cmd::mount::run(args),
+        Verb::Umount(args) => cmd::umount::run(&args),
+        Verb::Status(args) => cmd::status::run(&args),
+        Verb::Local(args) => cmd::local::run(args),
+        Verb::Key(args) => cmd::key::run(&args),
+        Verb::Bench(args) => cmd::bench::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sealfs: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,288 @@
+//! `sealfs local up|down|status`: a whole cluster on this machine.
+//!
+//! Everything stands in one directory: `key`, `nodes`, and per node `n<ID>/` with its data, its log and its pid file.
+//! `up` again after `down` (or after a crash) starts the same cluster with its data.
+//!
+//! 1. A pid file is believed only if that process is a sealfs node of this directory.
+//! 2. `up` is all or nothing: what it started it ends again when a later step fails.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::Failure;
+
+/// A whole cluster on this machine.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Starts a cluster and mounts it; the first time with fresh data and a fresh key.
+    Up {
+        /// An existing directory.
+        mountpoint: PathBuf,
+        /// How many nodes, the first time.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+        nodes: u16,
+        /// Size of each node's volume, the first time.
+        #[arg(long)]
+        size: Option<String>,
+        /// Where everything is kept.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Unmounts it and ends its nodes; the data stays.
+    Down {
+        /// Where everything is kept.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// Removes the data and the key too.
+        #[arg(long)]
+        wipe: bool,
+    },
+    /// Shows it.
+    Status {
+        /// Where everything is kept.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    match args.verb {
+        Verb::Up { mountpoint, nodes, size, dir } => {
+            up(&Home(home(dir)?), &std::path::absolute(mountpoint)?, nodes, size.as_deref())
+        }
+        Verb::Down { dir, wipe } => down(&Home(home(dir)?), wipe),
+        Verb::Status { dir } => show(&Home(home(dir)?)),
+    }
+}
+
+fn home(dir: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let default = || format!("/var/tmp/sealfs-local-{}", rustix::process::getuid().as_raw()).into();
+    Ok(std::path::absolute(dir.unwrap_or_else(default))?)
+}
+
+/// The directory of a local cluster.
+struct Home(PathBuf);
+
+impl Home {
+    fn key(&self) -> PathBuf {
+        self.0.join("key")
+    }
+
+    fn nodes(&self) -> PathBuf {
+        self.0.join("nodes")
+    }
+
+    fn node(&self, id: u16) -> PathBuf {
+        self.0.join(format!("n{id}"))
+    }
+
+    fn pid_file(&self, id: u16) -> PathBuf {
+        self.node(id).join("pid")
+    }
+
+    fn mountpoint_file(&self) -> PathBuf {
+        self.0.join("mountpoint")
+    }
+
+    fn log(&self, id: u16) -> PathBuf {
+        self.node(id).join("log")
+    }
+
+    /// The nodes file's lines, `ID@HOST:PORT`.
+    fn node_lines(&self) -> Result<Vec<(u16, String)>, Failure> {
+        let path = self.nodes();
+        let text = fs::read_to_string(&path).map_err(|error| {
+            format!(
+                "no local cluster in {}: {}: {error}; `sealfs local up MOUNTPOINT` makes one",
+                self.0.display(),
+                path.display()
+            )
+        })?;
+        text.lines()
+            .map(|line| {
+                let (id, address) =
+                    line.split_once('@').ok_or_else(|| format!("{}: {line:?}", path.display()))?;
+                Ok((id.parse::<u16>()?, address.to_string()))
+            })
+            .collect()
+    }
+
+    /// The running node's process, if the pid file names one.
+    fn running(&self, id: u16) -> Option<Pid> {
+        let pid = fs::read_to_string(self.pid_file(id)).ok()?.trim().parse::<i32>().ok()?;
+        let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let data = self.node(id).join("data");
+        let ours =
+            words.split(|byte| *byte == 0).any(|word| word == data.as_os_str().as_encoded_bytes());
+        if ours { Pid::from_raw(pid) } else { None }
+    }
+}
+
+fn up(home: &Home, mountpoint: &Path, count: u16, size: Option<&str>) -> Result<(), Failure> {
+    if !home.nodes().exists() {
+        prepare(home, count)?;
+    }
+    let lines = home.node_lines()?;
+    let mut started = Vec::new();
+    let result = lines
+        .iter()
+        .filter(|(id, _)| home.running(*id).is_none())
+        .try_for_each(|(id, address)| {
+            start_node(home, *id, address, size).map(|child| started.push((*id, child)))
+        })
+        .and_then(|()| mount(home, mountpoint));
+    if let Err(error) = result {
+        for (id, mut child) in started {
+            let _ = child.kill();
+            let _ = child.wait();
+            let _ = fs::remove_file(home.pid_file(id));
+        }
+        return Err(error);
+    }
+    fs::write(home.mountpoint_file(), mountpoint.as_os_str().as_encoded_bytes())?;
+    show(home)?;
+    println!(
+        "\nmounted on {}; `sealfs local down` ends it and keeps the data in {}",
+        mountpoint.display(),
+        home.0.display()
+    );
+    Ok(())
+}
+
+/// Makes key and nodes file; the nodes file last, for its presence says that all is there.
+fn prepare(home: &Home, count: u16) -> Result<(), Failure> {
+    fs::create_dir_all(&home.0)
+        .map_err(|error| format!("cannot make {}: {error}", home.0.display()))?;
+    if !home.key().exists() {
+        super::key::create(&home.key())?;
+    }
+    // All are held open until all are known, so that no port comes twice.
+    let ports: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let mut text = String::new();
+    for (id, port) in (1..).zip(&ports) {
+        fs::create_dir_all(home.node(id))?;
+        text.push_str(&format!("{id}@{}\n", port.local_addr()?));
+    }
+    let unfinished = home.0.join("nodes.new");
+    fs::write(&unfinished, text)?;
+    Ok(fs::rename(unfinished, home.nodes())?)
+}
+
+/// Starts a node and waits until it says that it is ready.
+fn start_node(home: &Home, id: u16, address: &str, size: Option<&str>) -> Result<Child, Failure> {
+    let log = fs::File::options().create(true).append(true).open(home.log(id))?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--log", "info", "serve", "--listen", address, "--id", &id.to_string()]);
+    command.arg("--data").arg(home.node(id).join("data"));
+    command.arg("--nodes").arg(home.nodes()).arg("--key").arg(home.key());
+    if let Some(size) = size {
+        command.args(["--size", size]);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
+    let mut child = command.spawn()?;
+    fs::write(home.pid_file(id), child.id().to_string())?;
+    let mut line = String::new();
+    let stdout = child.stdout.take().ok_or("the node's stdout is a pipe")?;
+    BufReader::new(stdout).read_line(&mut line)?;
+    if line.is_empty() {
+        let _ = child.wait();
+        let log = fs::read_to_string(home.log(id)).unwrap_or_default();
+        let last = log.lines().last().unwrap_or("it said nothing");
+        return Err(
+            format!("node {id} did not start: {last} (log: {})", home.log(id).display()).into()
+        );
+    }
+    Ok(child)
+}
+
+fn mount(home: &Home, mountpoint: &Path) -> Result<(), Failure> {
+    let status = Command::new(std::env::current_exe()?)
+        .args(["--log", "info", "mount", "--transport", "tcp"])
+        .arg("--key")
+        .arg(home.key())
+        .arg("--log-file")
+        .arg(home.0.join("mount.log"))
+        .arg(home.nodes())
+        .arg(mountpoint)
+        .status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("mounting on {} failed", mountpoint.display()).into())
+    }
+}
+
+fn show(home: &Home) -> Result<(), Failure> {
+    let addresses: Vec<String> =
+        home.node_lines()?.into_iter().map(|(_, address)| address).collect();
+    let status = sealfs_client::cluster_status(&addresses, &home.key(), Duration::from_secs(5))?;
+    print!("{}", super::status::table(&status));
+    Ok(())
+}
+
+fn down(home: &Home, wipe: bool) -> Result<(), Failure> {
+    let lines = home.node_lines()?;
+    if let Ok(mountpoint) = fs::read_to_string(home.mountpoint_file()) {
+        let mountpoint = PathBuf::from(mountpoint);
+        if is_mounted(&mountpoint)? {
+            sealfs_client::unmount(&mountpoint, false)?;
+        }
+        fs::remove_file(home.mountpoint_file())?;
+    }
+    for (id, _) in &lines {
+        if let Some(pid) = home.running(*id) {
+            end(pid, Duration::from_secs(30)).map_err(|error| {
+                format!("node {id} (pid {pid}): {error}", pid = pid.as_raw_nonzero())
+            })?;
+        }
+        let _ = fs::remove_file(home.pid_file(*id));
+    }
+    if wipe {
+        fs::remove_dir_all(&home.0)?;
+    }
+    Ok(())
+}
+
+/// Whether something of ours is mounted there, by the kernel's own table.
+fn is_mounted(mountpoint: &Path) -> Result<bool, Failure> {
+    let table = fs::read_to_string("/proc/self/mounts")?;
+    let wanted = mountpoint.display().to_string().replace(' ', "\\040");
+    Ok(table.lines().any(|line| {
+        let mut words = line.split(' ');
+        words.nth(1) == Some(&wanted) && words.next().is_some_and(|kind| kind.contains("sealfs"))
+    }))
+}
+
+/// Asks the process to end and waits; SIGKILL when it does not: what it acknowledged is written already.
+fn end(pid: Pid, patience: Duration) -> Result<(), Failure> {
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let deadline = Instant::now() + patience;
+    for signal in [Signal::TERM, Signal::KILL] {
+        pidfd_send_signal(&process, signal)?;
+        let mut wait = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let timeout = rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: 0 };
+        if rustix::event::poll(&mut wait, Some(&timeout))? > 0 {
+            return Ok(());
+        }
+    }
+    Err("does not end, not even by SIGKILL".into())
+}

@@ -1,0 +1,124 @@
+//! `sealfs mount`, and mount(8)'s helper `mount.sealfs`.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use sealfs_client::{Forked, Mount, MountConfig, MountOptions, Started, daemonize};
+
+use crate::Failure;
+
+/// Mounts a cluster. Returns when the mount answers; a daemon serves it from then on.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Some or all nodes: `HOST:PORT,...` or the nodes file.
+    nodes: String,
+    /// An existing directory.
+    mountpoint: PathBuf,
+    /// How to reach the nodes: tcp or auto.
+    #[arg(long)]
+    transport: Option<String>,
+    /// The cluster's key file.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Seconds that an operation waits for a node before it fails with EIO; 0: for ever.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Mount options, as in fstab: ro, nodev, nosuid, noexec, allow_other, key=FILE, ...
+    #[arg(short, value_name = "LIST")]
+    options: Vec<String>,
+    /// Stay in the foreground.
+    #[arg(long, short)]
+    foreground: bool,
+    /// Where the daemon writes its log.
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+    /// Pin the client's thread to this processor.
+    #[arg(long, value_name = "CPU")]
+    pin: Option<usize>,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let mut options = MountOptions::default();
+    for list in &args.options {
+        options.apply(list)?;
+    }
+    for (name, value) in
+        [("transport", args.transport), ("timeout", args.timeout.map(|s| s.to_string()))]
+    {
+        if let Some(value) = value {
+            options.apply(&format!("{name}={value}"))?;
+        }
+    }
+    if args.key.is_some() {
+        options.key = args.key;
+    }
+    // A daemon's working directory is the root.
+    if let Some(key) = &mut options.key {
+        *key = absolute(key)?;
+    }
+    let config = MountConfig {
+        nodes: addresses(&args.nodes)?,
+        mountpoint: absolute(&args.mountpoint)?,
+        options,
+        pin: args.pin,
+    };
+    if args.foreground {
+        return Ok(Mount::start(config)?.wait()?);
+    }
+    let log_file = args.log_file.as_deref().map(absolute).transpose()?;
+    match daemonize(log_file.as_deref())? {
+        Forked::Parent(result) => Ok(result?),
+        Forked::Child(started) => serve(config, started),
+    }
+}
+
+fn serve(config: MountConfig, started: Started) -> Result<(), Failure> {
+    match Mount::start(config) {
+        Ok(mount) => {
+            started.report(Ok(()));
+            Ok(mount.wait()?)
+        }
+        Err(error) => {
+            started.report(Err(&error.to_string()));
+            // The parent prints it.
+            std::process::exit(1);
+        }
+    }
+}
+
+/// The addresses in `text`: a list, or the path of a file with one.
+pub(crate) fn addresses(text: &str) -> Result<Vec<String>, Failure> {
+    let nodes = sealfs_client::read_nodes(text)?;
+    Ok(nodes.into_iter().flat_map(|node| node.addresses).map(|address| address.text).collect())
+}
+
+/// mount(8) calls `mount.sealfs NODES MOUNTPOINT [-sfnv] [-o LIST]`: the same as `sealfs mount`.
+pub(crate) fn from_helper(words: &[OsString]) -> Vec<OsString> {
+    let mut out: Vec<OsString> = vec!["sealfs".into(), "mount".into()];
+    out.extend(
+        words
+            .iter()
+            .skip(1)
+            .filter(|word| *word != "-s" && *word != "-n" && *word != "-v")
+            .cloned(),
+    );
+    out
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_helper_convention_becomes_the_verb() {
+        let words =
+            ["mount.sealfs", "n1:7000", "/mnt", "-n", "-o", "ro,key=/k"].map(OsString::from);
+        let expected =
+            ["sealfs", "mount", "n1:7000", "/mnt", "-o", "ro,key=/k"].map(OsString::from);
+        assert_eq!(from_helper(&words), expected);
+    }
+}

@@ -1,0 +1,94 @@
+//! `sealfs serve`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::thread;
+
+use sealfs_server::{Server, Settings};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::Failure;
+
+/// Runs a node in the foreground until SIGTERM or SIGINT. Prints one line when it is ready.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Data directory; formatted at the first start.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Where to listen; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+    /// All nodes: a file, or a list `[ID@]HOST:PORT [weight=N], ...`. Fixed at the first start, but for addresses.
+    #[arg(long, value_name = "FILE|LIST")]
+    nodes: Option<String>,
+    /// This node's id; else the node in the list with the address of --listen.
+    #[arg(long)]
+    id: Option<u16>,
+    /// Processors to pin a thread to each: `0-3`, `0,2`.
+    #[arg(long)]
+    cores: Option<String>,
+    /// How peers reach this node.
+    #[arg(long, value_name = "tcp")]
+    transport: Option<String>,
+    /// File with the key that all nodes and clients share (`sealfs key` makes one).
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// When a change counts as kept: process (survives the death of the process), power (synced before the reply) or
+    /// scratch.
+    #[arg(long)]
+    durability: Option<String>,
+    /// Size of the volume, at the first start: `100G`. Default: half of what is free.
+    #[arg(long)]
+    size: Option<String>,
+    /// Buffers per core: `128M`.
+    #[arg(long)]
+    memory: Option<String>,
+    /// Settings as TOML, named as the flags; flags win.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let flags = Settings {
+        data: args.data,
+        listen: args.listen,
+        nodes: args.nodes,
+        id: args.id,
+        cores: args.cores,
+        transport: args.transport,
+        key: args.key,
+        durability: args.durability,
+        size: args.size,
+        memory: args.memory,
+    };
+    let settings = match &args.config {
+        Some(file) => flags.over(Settings::from_file(file)?),
+        None => flags,
+    };
+    let config = settings.resolve()?;
+    let (id, data) = (config.id, config.data.clone());
+    // Before the node's threads start, so that a signal during the start is not lost.
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let server = Server::start(config)?;
+    let stopper = server.stopper();
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            // A node outlives the terminal that started it.
+            if signal != SIGHUP {
+                stopper.stop();
+            }
+        }
+    });
+    let mut out = std::io::stdout();
+    let _ =
+        writeln!(out, "node {id} is ready on {}, data in {}", server.local_addr(), data.display());
+    let _ = out.flush();
+    match server.wait() {
+        Ok(()) => Ok(()),
+        Err(fatal) => {
+            eprintln!("sealfs: node {id}: {}", fatal.reason);
+            std::process::exit(i32::from(fatal.code));
+        }
+    }
+}
