@@ -11,6 +11,7 @@
 //! 3. The same inputs in the same order give the same effects: no clock, no randomness, no unordered iteration.
 #![forbid(unsafe_code)]
 
+pub mod chunk;
 mod config;
 mod core;
 mod mail;
