@@ -1,0 +1,301 @@
+//! A real cluster on this machine: `sealfs serve` processes and `sealfs mount` daemons, ended when dropped.
+//!
+//! The binary is `$SEALFS_BIN`, else `release/sealfs` in the target directory. Everything a cluster writes is in one
+//! temporary directory; when a test fails, the tails of all logs are printed.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The `sealfs` binary under test. Panics if it has not been built.
+#[must_use]
+pub fn binary() -> PathBuf {
+    let path = std::env::var_os("SEALFS_BIN").map_or_else(
+        || {
+            // target/<profile>/deps/<this test>
+            let this = std::env::current_exe().expect("a test knows its own path");
+            let target = this.ancestors().nth(3).expect("a test lies in target/<profile>/deps");
+            target.join("release/sealfs")
+        },
+        PathBuf::from,
+    );
+    assert!(
+        path.exists(),
+        "{} is missing: `cargo build --release -p sealfs` makes it",
+        path.display()
+    );
+    path
+}
+
+/// A cluster of processes.
+pub struct Cluster {
+    dir: tempfile::TempDir,
+    addresses: Vec<String>,
+    nodes: Vec<Option<Child>>,
+    mounts: Vec<Mounted>,
+    extra: Vec<String>,
+}
+
+/// A mount of the cluster.
+struct Mounted {
+    path: PathBuf,
+    daemon: Child,
+}
+
+impl Cluster {
+    /// Starts `count` nodes with volumes of 2 GiB (sparse until written).
+    #[must_use]
+    pub fn start(count: usize) -> Self {
+        Self::start_with(count, &["--size", "2G"])
+    }
+
+    /// Starts `count` nodes, `extra` behind `sealfs serve`.
+    #[must_use]
+    pub fn start_with(count: usize, extra: &[&str]) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("sealfs-test-")
+            .tempdir()
+            .expect("a temporary directory");
+        // All are held open until all are known, so that no port comes twice.
+        let ports: Vec<TcpListener> =
+            (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+        let addresses: Vec<String> =
+            ports.iter().map(|port| port.local_addr().expect("it is bound").to_string()).collect();
+        drop(ports);
+        let lines: Vec<String> =
+            (1..).zip(&addresses).map(|(id, address)| format!("{id}@{address}\n")).collect();
+        fs::write(dir.path().join("nodes"), lines.concat()).expect("the nodes file is written");
+        run(Command::new(binary()).arg("key").arg(dir.path().join("key")));
+        let mut cluster = Self {
+            dir,
+            addresses,
+            nodes: (0..count).map(|_| None).collect(),
+            mounts: Vec::new(),
+            extra: extra.iter().map(ToString::to_string).collect(),
+        };
+        (0..count).for_each(|at| cluster.start_node(at));
+        cluster
+    }
+
+    /// Where everything lies.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The key file.
+    #[must_use]
+    pub fn key(&self) -> PathBuf {
+        self.dir.path().join("key")
+    }
+
+    /// The nodes file.
+    #[must_use]
+    pub fn nodes_file(&self) -> PathBuf {
+        self.dir.path().join("nodes")
+    }
+
+    /// Address of the node at `at` (0 is node 1).
+    #[must_use]
+    pub fn address(&self, at: usize) -> &str {
+        &self.addresses[at]
+    }
+
+    /// Data directory of the node at `at`.
+    #[must_use]
+    pub fn data(&self, at: usize) -> PathBuf {
+        self.dir.path().join(format!("n{}", at + 1))
+    }
+
+    /// Starts the node at `at` and waits until it is ready.
+    pub fn start_node(&mut self, at: usize) {
+        assert!(self.nodes[at].is_none(), "node {} runs already", at + 1);
+        let log = append(&self.dir.path().join(format!("n{}.log", at + 1)));
+        let mut child = self
+            .serve_command(at)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("sealfs serve starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("it is a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("the node's stdout can be read");
+        assert!(line.contains("ready"), "node {} is not ready: {line:?}\n{}", at + 1, self.logs());
+        self.nodes[at] = Some(child);
+    }
+
+    /// `sealfs serve` with all that the node at `at` needs.
+    #[must_use]
+    pub fn serve_command(&self, at: usize) -> Command {
+        let mut command = Command::new(binary());
+        command.args(["--log", "info", "serve", "--listen", &self.addresses[at]]);
+        command.args(["--id", &(at + 1).to_string()]);
+        command.arg("--data").arg(self.data(at)).arg("--nodes").arg(self.nodes_file());
+        command.arg("--key").arg(self.key()).args(&self.extra).stdin(Stdio::null());
+        command
+    }
+
+    /// kill -9, and waits for its end.
+    pub fn kill_node(&mut self, at: usize) {
+        let mut child = self.nodes[at].take().expect("the node runs");
+        child.kill().expect("it is ours");
+        child.wait().expect("it is ours");
+    }
+
+    /// Sends a signal to the node at `at`.
+    pub fn signal_node(&self, at: usize, signal: Signal) {
+        let child = self.nodes[at].as_ref().expect("the node runs");
+        kill_process(Pid::from_child(child), signal).expect("it is ours");
+    }
+
+    /// SIGTERM, and waits for its end; returns whether it ended with status 0.
+    pub fn stop_node(&mut self, at: usize) -> bool {
+        self.signal_node(at, Signal::TERM);
+        self.nodes[at].take().expect("the node runs").wait().expect("it is ours").success()
+    }
+
+    /// Mounts once more, returns the mountpoint; `extra` behind `sealfs mount`.
+    pub fn mount_with(&mut self, extra: &[&str]) -> PathBuf {
+        let number = self.mounts.len();
+        let path = self.dir.path().join(format!("mnt{number}"));
+        fs::create_dir_all(&path).expect("the mountpoint can be made");
+        let log = append(&self.dir.path().join(format!("mnt{number}.log")));
+        let daemon = Command::new(binary())
+            .args(["--log", "info", "mount", "--foreground", "--transport", "tcp"])
+            .args(extra)
+            .arg("--key")
+            .arg(self.key())
+            .arg(self.nodes_file())
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("sealfs mount starts");
+        self.mounts.push(Mounted { path: path.clone(), daemon });
+        self.await_mount(number);
+        path
+    }
+
+    /// Mounts once more, returns the mountpoint.
+    pub fn mount(&mut self) -> PathBuf {
+        self.mount_with(&[])
+    }
+
+    /// kill -9 of the client behind the mount made as `number`.
+    pub fn kill_mount(&mut self, number: usize) {
+        self.mounts[number].daemon.kill().expect("it is ours");
+        self.mounts[number].daemon.wait().expect("it is ours");
+    }
+
+    /// Unmounts the mount made as `number`, and waits until its client has ended; returns whether with status 0.
+    pub fn unmount(&mut self, number: usize) -> bool {
+        run(Command::new(binary()).arg("umount").arg(&self.mounts[number].path));
+        self.mounts[number].daemon.wait().expect("it is ours").success()
+    }
+
+    /// `sealfs status --json`.
+    #[must_use]
+    pub fn status(&self) -> serde_json::Value {
+        let output = self.status_command().output().expect("sealfs status starts");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    }
+
+    /// `sealfs status --json`, to be run.
+    #[must_use]
+    pub fn status_command(&self) -> Command {
+        let mut command = Command::new(binary());
+        command.args(["status", "--json", "--key"]).arg(self.key()).arg(self.nodes_file());
+        command
+    }
+
+    /// Waits until the kernel lists the mount: the mount answers by then.
+    fn await_mount(&mut self, number: usize) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mounted = &mut self.mounts[number];
+        let wanted = mounted.path.display().to_string();
+        // The kernel wakes whoever polls this table when it changes.
+        let table = fs::File::open("/proc/self/mounts").expect("there is a /proc");
+        loop {
+            let text = fs::read_to_string("/proc/self/mounts").expect("there is a /proc");
+            if text.lines().any(|line| line.split(' ').nth(1) == Some(&wanted)) {
+                break;
+            }
+            let ended = mounted.daemon.try_wait().expect("it is ours");
+            if ended.is_some() || Instant::now() > deadline {
+                let logs = self.logs();
+                panic!("the mount does not come up ({ended:?}):\n{logs}");
+            }
+            let mut wait = [rustix::event::PollFd::new(&table, rustix::event::PollFlags::PRI)];
+            let tick = rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+            rustix::event::poll(&mut wait, Some(&tick)).expect("the table can be polled");
+        }
+        fs::metadata(&mounted.path).expect("the mount answers");
+    }
+
+    /// The last lines of every log.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        let entries = fs::read_dir(self.dir.path()).into_iter().flatten().flatten();
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        paths.sort();
+        for path in
+            paths.iter().filter(|path| path.extension().is_some_and(|ending| ending == "log"))
+        {
+            let log = fs::read_to_string(path).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            text.push_str(&format!("--- {}\n", path.display()));
+            text.push_str(&lines[lines.len().saturating_sub(40)..].join("\n"));
+            text.push('\n');
+        }
+        text
+    }
+}
+
+impl Drop for Cluster {
+    #[allow(clippy::print_stderr, reason = "a failed test shows its logs")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        for mounted in &mut self.mounts {
+            let _ = Command::new(binary()).args(["umount", "--force"]).arg(&mounted.path).output();
+            let _ = mounted.daemon.kill();
+            let _ = mounted.daemon.wait();
+        }
+        for child in self.nodes.iter_mut().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Runs a command to its end; panics with its output unless it ends with status 0.
+pub fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}\nstdout:\n{}\nstderr:\n{}",
+        output.status,
+        tail(&output.stdout),
+        tail(&output.stderr)
+    );
+    output
+}
+
+/// The last 100 lines, as text.
+fn tail(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(100)..].join("\n")
+}
+
+fn append(path: &Path) -> fs::File {
+    fs::File::options().create(true).append(true).open(path).expect("the log can be opened")
+}

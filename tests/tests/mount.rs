@@ -1,0 +1,444 @@
+//! What a user sees of a mount: several mounts of one cluster, nodes that die, errors that help.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sealfs_tests::cluster::{Cluster, binary, run};
+
+/// Bytes that differ at every offset and for every `seed`.
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes = vec![0; len];
+    random.fill(&mut bytes);
+    bytes
+}
+
+#[test]
+fn a_file_survives_the_death_of_every_node() {
+    let mut cluster = Cluster::start(3);
+    let mount = cluster.mount();
+    let content = pattern(1, 10 << 20);
+    fs::create_dir_all(mount.join("a/b/c")).unwrap();
+    fs::write(mount.join("a/b/c/file"), &content).unwrap();
+    for at in 0..3 {
+        cluster.kill_node(at);
+    }
+    for at in 0..3 {
+        cluster.start_node(at);
+    }
+    assert!(fs::read(mount.join("a/b/c/file")).unwrap() == content);
+    let again = cluster.mount();
+    assert!(fs::read(again.join("a/b/c/file")).unwrap() == content);
+    assert_eq!(fs::metadata(again.join("a/b/c/file")).unwrap().len(), content.len() as u64);
+}
+
+#[test]
+fn everything_acknowledged_survives_kill_9_under_load() {
+    let mut cluster = Cluster::start(3);
+    let mount = cluster.mount();
+    let stop = AtomicBool::new(false);
+    let written = thread::scope(|scope| {
+        let writers: Vec<_> = (0..4_u64)
+            .map(|writer| {
+                let (stop, mount) = (&stop, &mount);
+                scope.spawn(move || write_until(stop, &mount.join(format!("w{writer}")), writer))
+            })
+            .collect();
+        for round in 0..6 {
+            thread::sleep(Duration::from_millis(700));
+            let at = round % 3;
+            cluster.kill_node(at);
+            cluster.start_node(at);
+        }
+        stop.store(true, Ordering::Relaxed);
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect::<Vec<_>>()
+    });
+    let again = cluster.mount();
+    for (writer, names) in (0_u64..).zip(&written) {
+        let dir = again.join(format!("w{writer}"));
+        let found: BTreeSet<String> = fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert!(names.len() > 3, "writer {writer} wrote only {} files", names.len());
+        assert_eq!(found, names.iter().cloned().collect(), "names of writer {writer}");
+        for name in names {
+            let seed = name.parse().unwrap();
+            let expected = pattern(seed, (seed % 3_000_000) as usize);
+            assert!(fs::read(dir.join(name)).unwrap() == expected, "content of {writer}/{name}");
+        }
+    }
+}
+
+/// Makes files until told to stop; every operation must succeed. Returns the names that must be there.
+fn write_until(stop: &AtomicBool, dir: &Path, writer: u64) -> Vec<String> {
+    let mut random = fastrand::Rng::with_seed(writer);
+    let mut names = Vec::new();
+    fs::create_dir(dir).unwrap();
+    while !stop.load(Ordering::Relaxed) {
+        let seed = random.u64(..1 << 40);
+        let (unfinished, name) = (dir.join("unfinished"), seed.to_string());
+        fs::write(&unfinished, pattern(seed, (seed % 3_000_000) as usize)).unwrap();
+        fs::rename(&unfinished, dir.join(&name)).unwrap();
+        names.push(name);
+        if names.len().is_multiple_of(5) {
+            fs::remove_file(dir.join(names.swap_remove(random.usize(..names.len())))).unwrap();
+        }
+    }
+    names
+}
+
+#[test]
+fn close_to_open_and_what_another_client_sees_within_a_second() {
+    let mut cluster = Cluster::start(3);
+    let (a, b) = (cluster.mount(), cluster.mount());
+    for round in 0..20_u64 {
+        let content = pattern(round, 3 << 20 | round as usize);
+        fs::write(a.join("file"), &content).unwrap();
+        assert!(fs::read(b.join("file")).unwrap() == content, "round {round}");
+        let (seen_a, seen_b) =
+            (fs::metadata(a.join("file")).unwrap(), fs::metadata(b.join("file")).unwrap());
+        assert_eq!((seen_a.len(), seen_a.mtime_nsec()), (seen_b.len(), seen_b.mtime_nsec()));
+    }
+    // Without closing or reopening: within a second.
+    let mut writer = File::create(a.join("open")).unwrap();
+    let mut reader = File::open(b.join("open")).unwrap();
+    writer.write_all(b"news").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let written = Instant::now();
+    let mut text = String::new();
+    while text != "news" {
+        assert!(Instant::now() < deadline, "never seen");
+        text.clear();
+        reader.seek(SeekFrom::Start(0)).unwrap();
+        reader.read_to_string(&mut text).unwrap();
+        thread::sleep(Duration::from_millis(10));
+    }
+    // A loaded machine may be late; the promise is about the protocol's timers.
+    assert!(written.elapsed() < Duration::from_secs(5), "{:?}", written.elapsed());
+}
+
+#[test]
+fn names_are_made_once_by_whoever_is_first() {
+    let mut cluster = Cluster::start(3);
+    let mounts = [cluster.mount(), cluster.mount()];
+    let won: Vec<usize> = thread::scope(|scope| {
+        let racers: Vec<_> = mounts
+            .iter()
+            .map(|mount| {
+                scope.spawn(move || {
+                    let make = |index: &usize| {
+                        let name = mount.join(format!("n{index}"));
+                        let result = if index % 2 == 0 {
+                            OpenOptions::new().write(true).create_new(true).open(name).map(drop)
+                        } else {
+                            fs::create_dir(name)
+                        };
+                        match result {
+                            Ok(()) => true,
+                            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+                            Err(error) => panic!("{error}"),
+                        }
+                    };
+                    (0..200_usize).filter(make).count()
+                })
+            })
+            .collect();
+        racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+    });
+    assert_eq!(won.iter().sum::<usize>(), 200);
+    assert_eq!(fs::read_dir(&mounts[0]).unwrap().count(), 200);
+}
+
+#[test]
+fn appends_of_two_clients_are_all_there_and_never_overlap() {
+    let mut cluster = Cluster::start(3);
+    let mounts = [cluster.mount(), cluster.mount()];
+    thread::scope(|scope| {
+        for (mount, who) in mounts.iter().zip(["a", "b"]) {
+            scope.spawn(move || {
+                let mut log =
+                    OpenOptions::new().append(true).create(true).open(mount.join("log")).unwrap();
+                for index in 0..300 {
+                    log.write_all(format!("{who} {index} {}\n", "x".repeat(index * 7)).as_bytes())
+                        .unwrap();
+                }
+            });
+        }
+    });
+    let text = fs::read_to_string(mounts[1].join("log")).unwrap();
+    let mut next = [0_usize; 2];
+    for line in text.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let who = usize::from(words[0] == "b");
+        assert_eq!(
+            (words[1].parse(), words[2].len()),
+            (Ok(next[who]), next[who] * 7),
+            "{line:.40}"
+        );
+        next[who] += 1;
+    }
+    assert_eq!(next, [300, 300]);
+}
+
+#[test]
+fn an_unlinked_file_lives_until_the_last_client_closes_it() {
+    let mut cluster = Cluster::start(3);
+    let (a, b) = (cluster.mount(), cluster.mount());
+    let content = pattern(9, 5 << 20);
+    fs::write(a.join("file"), &content).unwrap();
+    let held = OpenOptions::new().read(true).write(true).open(b.join("file")).unwrap();
+    fs::remove_file(a.join("file")).unwrap();
+    assert_eq!(fs::metadata(a.join("file")).unwrap_err().kind(), ErrorKind::NotFound);
+    held.write_all_at(b"still here", 0).unwrap();
+    let mut found = vec![0; content.len()];
+    held.read_exact_at(&mut found, 0).unwrap();
+    assert!(&found[..10] == b"still here" && found[10..] == content[10..]);
+    assert_eq!(held.metadata().unwrap().nlink(), 0);
+}
+
+#[test]
+fn locks_hold_across_clients_and_die_with_their_client() {
+    let mut cluster = Cluster::start(3);
+    let (a, b) = (cluster.mount(), cluster.mount());
+    File::create(a.join("lock")).unwrap();
+    let flock = |mount: &Path, flag: &str| {
+        let mut command = Command::new("flock");
+        command.arg(flag).arg(mount.join("lock")).args(["sh", "-c", "echo locked; read x"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let mut holder = flock(&a, "-x");
+    let mut line = [0; 7];
+    holder.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    let refused =
+        Command::new("flock").args(["-xn"]).arg(b.join("lock")).arg("true").status().unwrap();
+    assert_eq!(refused.code(), Some(1), "the lock is held by the other client");
+    let mut waiter = flock(&b, "-x");
+    // The holder lets go: the waiter gets the lock.
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    waiter.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    // A program that waits can be killed.
+    let mut waiting = flock(&a, "-x");
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
+    drop(waiter.stdin.take());
+    waiter.wait().unwrap();
+}
+
+#[test]
+fn operations_wait_for_a_dead_node_and_go_on_when_it_is_back() {
+    let mut cluster = Cluster::start(3);
+    let mount = cluster.mount();
+    fs::write(mount.join("before"), "x").unwrap();
+    (0..3).for_each(|at| cluster.kill_node(at));
+    let started = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            started.store(true, Ordering::SeqCst);
+            fs::write(mount.join("during"), "y")
+        });
+        while !started.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        (0..3).for_each(|at| cluster.start_node(at));
+        writer.join().unwrap().unwrap();
+    });
+    assert_eq!(fs::read_to_string(mount.join("during")).unwrap(), "y");
+}
+
+#[test]
+fn after_the_timeout_a_dead_node_is_eio_and_the_log_names_it() {
+    let mut cluster = Cluster::start(1);
+    let mount = cluster.mount_with(&["--timeout", "2"]);
+    cluster.kill_node(0);
+    let error = fs::read_dir(&mount).and_then(|_| fs::write(mount.join("x"), "x")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    assert!(cluster.logs().contains("node 1"), "{}", cluster.logs());
+    cluster.start_node(0);
+    fs::write(mount.join("x"), "x").unwrap();
+}
+
+#[test]
+fn large_directories_long_names_and_deep_paths() {
+    let mut cluster = Cluster::start(3);
+    let mount = cluster.mount();
+    let dir = mount.join("many");
+    fs::create_dir(&dir).unwrap();
+    for index in 0..20_000 {
+        File::create(dir.join(format!("f{index}"))).unwrap();
+    }
+    let names: BTreeSet<_> =
+        fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 20_000);
+    let long = "n".repeat(255);
+    fs::write(mount.join(&long), "long").unwrap();
+    assert_eq!(fs::read_to_string(mount.join(&long)).unwrap(), "long");
+    let error = fs::write(mount.join("n".repeat(256)), "").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(36));
+    let mut deep = mount.clone();
+    for _ in 0..15 {
+        deep.push(&long);
+        let _ = fs::remove_file(&deep);
+        fs::create_dir(&deep).unwrap();
+    }
+    fs::write(deep.join("leaf"), "deep").unwrap();
+    assert_eq!(fs::read_to_string(deep.join("leaf")).unwrap(), "deep");
+}
+
+#[test]
+fn status_names_what_cannot_be_reached() {
+    let mut cluster = Cluster::start(3);
+    let status = cluster.status();
+    assert_eq!(status["nodes"].as_array().unwrap().len(), 3);
+    assert!(
+        status["nodes"].as_array().unwrap().iter().all(|node| node["reachable"] == true),
+        "{status}"
+    );
+    cluster.kill_node(1);
+    let output = cluster.status_command().output().unwrap();
+    assert!(!output.status.success());
+    let status = cluster.status();
+    assert_eq!(status["nodes"][1]["reachable"], false);
+    assert!(status["nodes"][1]["error"].as_str().unwrap().contains("refused"), "{status}");
+}
+
+/// Runs a command that must fail, and returns what it says.
+fn refused(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(!output.status.success(), "{command:?} succeeded");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn assert_says(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(
+            text.to_lowercase().contains(&word.to_lowercase()),
+            "{word:?} is missing in: {text}"
+        );
+    }
+}
+
+#[test]
+fn errors_say_what_why_and_what_to_do() {
+    let mut cluster = Cluster::start(2);
+    let mountpoint = cluster.dir().join("nowhere");
+    fs::create_dir(&mountpoint).unwrap();
+    let mount = |key: &Path, nodes: &str| {
+        let mut command = Command::new(binary());
+        command
+            .args(["mount", "--transport", "tcp", "--timeout", "3", "--key"])
+            .arg(key)
+            .arg(nodes)
+            .arg(&mountpoint);
+        command
+    };
+    // A wrong address.
+    let closed =
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    assert_says(&refused(&mut mount(&cluster.key(), &closed)), &[&closed, "refused"]);
+    // A wrong key.
+    let wrong = cluster.dir().join("wrong");
+    run(Command::new(binary()).arg("key").arg(&wrong));
+    assert_says(&refused(&mut mount(&wrong, cluster.address(0))), &["key"]);
+    // A missing key.
+    assert_says(
+        &refused(&mut mount(Path::new("/nonexistent"), cluster.address(0))),
+        &["/nonexistent"],
+    );
+    // A data directory in use, then a port in use.
+    assert_says(&refused(&mut cluster.serve_command(0)), &["in use"]);
+    let mut other = cluster.serve_command(1);
+    other.args(["--log", "info"]);
+    // A data directory of another node.
+    assert!(cluster.stop_node(1));
+    let mut foreign = Command::new(binary());
+    foreign
+        .args(["serve", "--listen", cluster.address(1), "--id", "2", "--nodes"])
+        .arg(cluster.nodes_file());
+    foreign.arg("--key").arg(&wrong).arg("--data").arg(cluster.data(1));
+    assert_says(&refused(&mut foreign), &["cluster"]);
+    // An unknown field of the configuration.
+    let config = cluster.dir().join("config.toml");
+    fs::write(&config, "data = \"/x\"\nlisten_on = \"y\"\n").unwrap();
+    let mut unknown = Command::new(binary());
+    assert_says(
+        &refused(unknown.args(["serve", "--config"]).arg(&config)),
+        &["listen_on", "config.toml"],
+    );
+    cluster.start_node(1);
+}
+
+#[test]
+fn bad_bytes_on_the_port_close_that_connection_only() {
+    let mut cluster = Cluster::start(1);
+    let mount = cluster.mount();
+    for seed in 0..50 {
+        let mut stream = std::net::TcpStream::connect(cluster.address(0)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let _ = stream.write_all(&pattern(seed, 1 << (seed % 17)));
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    fs::write(mount.join("alive"), "yes").unwrap();
+    assert_eq!(fs::read_to_string(mount.join("alive")).unwrap(), "yes");
+}
+
+#[test]
+fn a_full_volume_is_enospc_and_loses_nothing() {
+    let mut cluster = Cluster::start_with(1, &["--size", "256M"]);
+    let mount = cluster.mount();
+    fs::write(mount.join("kept"), pattern(1, 1 << 20)).unwrap();
+    let mut filler = File::create(mount.join("filler")).unwrap();
+    let block = pattern(2, 1 << 20);
+    let error =
+        (0..512).find_map(|_| filler.write_all(&block).err()).expect("256 MiB are not enough");
+    assert_eq!(error.raw_os_error(), Some(28), "{error}");
+    assert!(fs::read(mount.join("kept")).unwrap() == pattern(1, 1 << 20));
+    drop(filler);
+    fs::remove_file(mount.join("filler")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while fs::write(mount.join("again"), &block).is_err() {
+        assert!(Instant::now() < deadline, "the space never comes back");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn unmounting_ends_the_client_cleanly_and_nodes_stop_on_sigterm() {
+    let mut cluster = Cluster::start(2);
+    let mount = cluster.mount();
+    fs::write(mount.join("file"), pattern(3, 100_000)).unwrap();
+    assert!(cluster.unmount(0));
+    assert_eq!(fs::read_dir(&mount).unwrap().count(), 0, "nothing is mounted any more");
+    assert!(cluster.stop_node(0) && cluster.stop_node(1));
+    cluster.start_node(0);
+    cluster.start_node(1);
+    let again = cluster.mount();
+    assert!(fs::read(again.join("file")).unwrap() == pattern(3, 100_000));
+}
+
+#[test]
+fn a_mount_whose_client_was_killed_is_cleaned_up_by_the_next_mount() {
+    let mut cluster = Cluster::start(1);
+    let mount = cluster.mount();
+    fs::write(mount.join("file"), "x").unwrap();
+    cluster.kill_mount(0);
+    assert!(fs::metadata(mount.join("file")).is_err());
+    let mut again = Command::new(binary());
+    again
+        .args(["mount", "--transport", "tcp", "--key"])
+        .arg(cluster.key())
+        .arg(cluster.nodes_file())
+        .arg(&mount);
+    run(&mut again);
+    assert_eq!(fs::read_to_string(mount.join("file")).unwrap(), "x");
+    run(Command::new(binary()).arg("umount").arg(&mount));
+}
