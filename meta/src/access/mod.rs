@@ -1,0 +1,1 @@
+//! Who may do what: permission bits and POSIX ACLs.

@@ -1,0 +1,127 @@
+//! A directory's entries in the order of their cookies.
+//!
+//! An entry's cookie is the 63-bit hash of its name, raised to [`COOKIE_MIN`]. A name whose cookie is taken gets the next
+//! free one and is remembered as displaced; the cookie stays with the entry as long as it exists, whatever else changes.
+//!
+//! 1. Cookies are unique within the directory and at least [`COOKIE_MIN`].
+//! 2. An entry whose cookie is not its own hash stands in `displaced`; no other does.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use sealfs_proto::{Ino, Kind, name_hash};
+use wincode::{SchemaRead, SchemaWrite};
+
+/// Cookies below it are free for what no shard stores (".", "..", the start).
+pub(crate) const COOKIE_MIN: u64 = 16;
+/// Cookies fit a positive off_t.
+const COOKIE_MAX: u64 = i64::MAX as u64;
+
+/// One entry.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
+pub struct DirectoryEntry {
+    /// Its name.
+    pub name: Box<[u8]>,
+    /// The inode it names.
+    pub ino: Ino,
+    /// That inode's kind.
+    pub kind: Kind,
+}
+
+/// A directory's own part of its inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory {
+    /// The directory that holds it; the root's is itself.
+    pub parent: Ino,
+    entries: BTreeMap<u64, DirectoryEntry>,
+    displaced: BTreeMap<Box<[u8]>, u64>,
+}
+
+impl Directory {
+    /// An empty directory in `parent`.
+    #[must_use]
+    pub const fn new(parent: Ino) -> Self {
+        Self { parent, entries: BTreeMap::new(), displaced: BTreeMap::new() }
+    }
+
+    /// Number of entries.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it may be removed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The entry of this name.
+    #[must_use]
+    pub fn find(&self, name: &[u8]) -> Option<&DirectoryEntry> {
+        self.cookie(name).map(|cookie| &self.entries[&cookie])
+    }
+
+    /// Entries behind `cookie`, ascending by cookie.
+    pub fn behind(&self, cookie: u64) -> impl Iterator<Item = (u64, &DirectoryEntry)> {
+        self.entries
+            .range((Bound::Excluded(cookie), Bound::Unbounded))
+            .map(|(cookie, entry)| (*cookie, entry))
+    }
+
+    /// Adds an entry whose name is not there.
+    pub(crate) fn insert(&mut self, name: &[u8], ino: Ino, kind: Kind) {
+        let own = own_cookie(name);
+        let cookie = self.free_from(own);
+        let name: Box<[u8]> = name.into();
+        if cookie != own {
+            self.displaced.insert(name.clone(), cookie);
+        }
+        let before = self.entries.insert(cookie, DirectoryEntry { name, ino, kind });
+        assert!(before.is_none(), "a free cookie has no entry");
+    }
+
+    /// Puts an entry back where a snapshot says it was. False if that contradicts invariant 1 or 2.
+    pub(crate) fn restore(&mut self, cookie: u64, entry: DirectoryEntry) -> bool {
+        let fits = (COOKIE_MIN..=COOKIE_MAX).contains(&cookie) && self.find(&entry.name).is_none();
+        if fits && own_cookie(&entry.name) != cookie {
+            self.displaced.insert(entry.name.clone(), cookie);
+        }
+        fits && self.entries.insert(cookie, entry).is_none()
+    }
+
+    /// Makes the entry name another inode; false if there is none.
+    pub(crate) fn replace(&mut self, name: &[u8], ino: Ino, kind: Kind) -> bool {
+        let entry = self.cookie(name).and_then(|cookie| self.entries.get_mut(&cookie));
+        entry.map(|entry| (entry.ino, entry.kind) = (ino, kind)).is_some()
+    }
+
+    /// Removes the entry; false if there is none.
+    pub(crate) fn remove(&mut self, name: &[u8]) -> bool {
+        let Some(cookie) = self.cookie(name) else { return false };
+        self.displaced.remove(name);
+        self.entries.remove(&cookie).is_some()
+    }
+
+    fn cookie(&self, name: &[u8]) -> Option<u64> {
+        let own = own_cookie(name);
+        match self.entries.get(&own) {
+            Some(entry) if *entry.name == *name => Some(own),
+            _ if self.displaced.is_empty() => None,
+            _ => self.displaced.get(name).copied(),
+        }
+    }
+
+    /// The first free cookie from `own` on, going round at the end.
+    fn free_from(&self, own: u64) -> u64 {
+        let mut cookie = own;
+        while self.entries.contains_key(&cookie) {
+            cookie = if cookie == COOKIE_MAX { COOKIE_MIN } else { cookie + 1 };
+        }
+        cookie
+    }
+}
+
+fn own_cookie(name: &[u8]) -> u64 {
+    name_hash(name).max(COOKIE_MIN)
+}

@@ -1,0 +1,104 @@
+//! Which keys are held by which transaction.
+//!
+//! There are two kinds of key. An *entry* (directory, name) is held by whoever adds, removes or swaps it. An *inode* is
+//! held by whoever changes its links, its place or its life (`AddLink`, `DropLink`, `EndDirectory`, `Moved`). So
+//!
+//! - two changes of one name meet at the entry (rename against rename, create against unlink);
+//! - link against the last unlink of the same inode meet at the inode;
+//! - rmdir against a change inside the directory: an ending directory refuses changes of its entries, and a directory
+//!   with a held entry cannot end (they meet here, for a new entry does not hold its directory: many may be added at once).
+//!
+//! Attributes (mode, size, xattrs) are no keys: parts change links and times by difference and commute with them.
+//!
+//! 1. A key has at most one holder.
+//! 2. Keys of prepared transactions are derived from `State::prepared` and rebuilt with it; a coordinator's own keys are
+//!    in memory only: after a crash its undecided transactions are aborted anyway.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sealfs_proto::{Ino, Part, TxId};
+
+/// What can be held. Sorts an inode before its entries.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) ino: Ino,
+    /// `None`: the inode itself.
+    pub(crate) name: Option<Vec<u8>>,
+}
+
+impl Key {
+    pub(crate) const fn inode(ino: Ino) -> Self {
+        Self { ino, name: None }
+    }
+
+    pub(crate) fn entry(dir: Ino, name: &[u8]) -> Self {
+        Self { ino: dir, name: Some(name.to_vec()) }
+    }
+}
+
+/// Who holds a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hold {
+    pub(crate) tx: TxId,
+    /// A coordinator's own key: its present value is still the truth, so reads need not wait.
+    pub(crate) own: bool,
+    /// The directory ends: its entries may not change.
+    pub(crate) ends: bool,
+}
+
+/// The held keys.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Holds {
+    keys: BTreeMap<Key, Hold>,
+    open: BTreeSet<TxId>,
+}
+
+impl Holds {
+    /// Holds `keys`, which nobody may hold, for `tx`.
+    pub(crate) fn hold(&mut self, tx: TxId, keys: Vec<(Key, bool)>, own: bool) {
+        if own {
+            self.open.insert(tx);
+        }
+        for (key, ends) in keys {
+            let before = self.keys.insert(key, Hold { tx, own, ends });
+            assert!(before.is_none_or(|hold| hold.tx == tx), "a key has one holder");
+        }
+    }
+
+    /// Gives up every key of `tx`.
+    pub(crate) fn release(&mut self, tx: TxId) {
+        self.open.remove(&tx);
+        self.keys.retain(|_, hold| hold.tx != tx);
+    }
+
+    /// Whether this process coordinates `tx` and has not decided it.
+    pub(crate) fn is_open(&self, tx: TxId) -> bool {
+        self.open.contains(&tx)
+    }
+
+    /// Who holds the key.
+    pub(crate) fn of(&self, key: &Key) -> Option<Hold> {
+        if self.keys.is_empty() { None } else { self.keys.get(key).copied() }
+    }
+
+    /// Who holds entries of the directory.
+    pub(crate) fn entries_of(&self, dir: Ino) -> impl Iterator<Item = Hold> + '_ {
+        let from = Key { ino: dir, name: Some(Vec::new()) };
+        self.keys.range(from..).take_while(move |(key, _)| key.ino == dir).map(|(_, hold)| *hold)
+    }
+}
+
+/// The keys that parts hold, and whether each ends a directory.
+pub(crate) fn keys(parts: &[Part]) -> Vec<(Key, bool)> {
+    let key = |part: &Part| match part {
+        Part::NewInode { .. } => None,
+        Part::AddEntry { dir, name, .. }
+        | Part::RemoveEntry { dir, name, .. }
+        | Part::SwapEntry { dir, name, .. } => Some((Key::entry(*dir, name), false)),
+        Part::AddLink { ino } | Part::DropLink { ino, .. } | Part::Moved { ino, .. } => {
+            Some((Key::inode(*ino), false))
+        }
+        Part::EndDirectory { ino, .. } => Some((Key::inode(*ino), true)),
+    };
+    parts.iter().filter_map(key).collect()
+}
