@@ -34,5 +34,3 @@ pub use place::{Placement, chunk_shard, directory_shard, name_hash, spread};
 pub use reply::{Entry, Listed, NodeStatus, Reply, Space};
 pub use request::{Claim, New, Part, Prepare, RenameFlag, Request};
 
-/// Re-exported so that crates that define records derive the same codec.
-pub use wincode;

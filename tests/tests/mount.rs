@@ -136,7 +136,7 @@ fn names_are_made_once_by_whoever_is_first() {
                 scope.spawn(move || {
                     let make = |index: &usize| {
                         let name = mount.join(format!("n{index}"));
-                        let result = if index % 2 == 0 {
+                        let result = if index.is_multiple_of(2) {
                             OpenOptions::new().write(true).create_new(true).open(name).map(drop)
                         } else {
                             fs::create_dir(name)
