@@ -94,6 +94,13 @@ pub(crate) const STAGES: &[Stage] = &[
         run: || mount("mount"),
     },
     Stage {
+        name: "model",
+        what: "generated operations on a mount and a local directory side by side",
+        budget_min: 4,
+        quick: false,
+        run: || mount("model"),
+    },
+    Stage {
         name: "posix",
         what: "pjdfstest and fsx on a real mount",
         budget_min: 8,

@@ -33,4 +33,3 @@ pub use map::{Address, ClusterMap, MapError, Node, TransportKind};
 pub use place::{Placement, chunk_shard, directory_shard, name_hash, spread};
 pub use reply::{Entry, Listed, NodeStatus, Reply, Space};
 pub use request::{Claim, New, Part, Prepare, RenameFlag, Request};
-
