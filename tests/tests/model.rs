@@ -212,7 +212,7 @@ fn compare(seed: u64, count: usize) {
     (0..3).for_each(|at| cluster.kill_node(at));
     (0..3).for_each(|at| cluster.start_node(at));
     assert_eq!(
-        tree(&mounts[0]),
+        tree(&mount),
         tree(local.path()),
         "seed {seed}: the trees differ after kill -9 of all nodes"
     );
