@@ -139,12 +139,16 @@ pub struct Header {
 impl Header {
     /// Bytes on the wire.
     pub const LEN: usize = 64;
+    /// The newest protocol version this software speaks.
+    pub const VERSION: u8 = 1;
+    /// The oldest protocol version this software speaks.
+    pub const VERSION_MIN: u8 = 1;
 
     /// A header of `kind` for call `token`, everything else zero.
     #[must_use]
     pub const fn new(kind: HeaderKind, token: u64) -> Self {
         Self {
-            version: VERSION,
+            version: Self::VERSION,
             kind,
             status: Status::Ok,
             body_len: 0,
@@ -238,9 +242,6 @@ impl Header {
         }
     }
 }
-
-/// The newest protocol version this software speaks.
-pub(crate) const VERSION: u8 = 1;
 
 #[cfg(test)]
 mod tests {

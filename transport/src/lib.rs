@@ -7,6 +7,8 @@
 //!
 //! Above a transport, [`Calls`] pairs requests with replies, resends over reconnects, and keeps credits and deadlines.
 //!
+//! The end that connects sends requests, the end that accepts sends replies; nothing else ever flows.
+//!
 //! 1. Every token completes exactly once, also at teardown: with its reply or with the connection's end.
 //! 2. Frames of one connection arrive in the order in which they were sent.
 //! 3. A slow peer is bounded by credits; it cannot exhaust memory.
@@ -16,11 +18,25 @@
 //! any transport, and `suite` holds the tests that every transport must pass.
 #![forbid(unsafe_code)]
 
+mod calls;
+pub mod handshake;
+mod key;
+mod payload;
+mod random;
 mod region;
+pub mod tasks;
 
+pub use calls::{Answer, Ask, Call, CallError, Calls, Me, Options, PeerStatus};
+pub use handshake::{Hello, Identity, MapStamp, Serves};
+pub use key::Key;
+pub use payload::{copy_payload, payload_bytes_copied};
+pub use random::Random;
 pub use region::{Arena, Memory, Region, Slice};
 
-use sealfs_proto::{ClusterId, Header, NodeId, SessionId, Time, TransportKind};
+use std::sync::Arc;
+
+use sealfs_proto::{Address, ClusterMap, Header, NodeId, SessionId, Time, TransportKind};
+use wincode::{SchemaRead, SchemaWrite};
 
 /// A moment on the monotonic clock of whoever drives the code, nanoseconds since its own start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,7 +71,7 @@ pub struct Conn(pub u64);
 
 /// Who is at the other end, as the handshake has proven.
 #[allow(missing_docs, reason = "the variant's text describes its fields")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, SchemaRead, SchemaWrite)]
 pub enum Peer {
     /// A client's thread: its session with this node and which of its endpoints.
     Client { session: SessionId, endpoint: u16 },
@@ -86,7 +102,7 @@ pub struct Frame {
     pub bulk: Bulk,
 }
 
-/// Why a connection is no more. The text names the peer's address and the cause.
+/// Why a connection is no more. A text begins with the peer's address: "127.0.0.1:7002: connection refused".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CloseReason {
     /// This end closed it.
@@ -110,8 +126,12 @@ pub enum CloseReason {
 #[allow(missing_docs, reason = "the variant's text describes its fields")]
 #[derive(Debug)]
 pub enum Event {
-    /// A connection is usable: one that was accepted, or the one that [`Transport::connect`] began.
-    Opened { conn: Conn, peer: Peer, kind: TransportKind },
+    /// Somebody has connected here and has proven the key; the cluster and the map are this node's. Nothing more is read
+    /// from the connection until [`Transport::admit`].
+    Proven { conn: Conn, hello: Hello },
+    /// A connection is usable: one that was admitted, or the one that [`Transport::connect`] began (then `peer` is the
+    /// node that answered, with endpoint 0, and `map` is there if the node's map is not the one that the hello named).
+    Opened { conn: Conn, peer: Peer, kind: TransportKind, map: Option<Arc<ClusterMap>> },
     /// A request has arrived; `header.bulk_len` bytes are waiting to be pulled if `header.kind` is `Request`.
     Request { conn: Conn, header: Header, body: Vec<u8> },
     /// The bulk of request `token` is in the region, from its start, `len` bytes.
@@ -125,15 +145,20 @@ pub enum Event {
 
 /// One thread's endpoint.
 pub trait Transport {
-    /// Begins to connect to `address` of node `node`; ends in `Opened` or `Closed`. Cost: two round trips.
-    fn connect(&mut self, node: NodeId, address: &str, as_whom: Hello) -> Conn;
+    /// Begins to connect; ends in `Opened` or `Closed`. Cost: two round trips.
+    fn connect(&mut self, address: &Address, hello: Hello) -> Conn;
+    /// Answers [`Event::Proven`]: `Ok` ends in `Opened`; an error ([`CloseReason::NoSession`] or
+    /// [`CloseReason::Refused`]) is told to the peer and ends in `Closed`. The caller admits an endpoint only after it has
+    /// dropped or finished everything that came over that endpoint's earlier connection.
+    fn admit(&mut self, conn: Conn, verdict: Result<(), CloseReason>);
     /// Queues a frame; it leaves at the next [`Transport::flush`]. On a connection that is not open it is dropped, and a
     /// region that it brought along comes back with `Closed`, or at once as `Closed` has been reported before: then the
     /// region is simply freed.
     fn send(&mut self, conn: Conn, frame: Frame);
     /// Asks for the bulk of the request `token`; ends in `Pulled` or `Closed`. `region` has room for all of it.
     fn pull(&mut self, conn: Conn, token: u64, region: Region);
-    /// Takes no further requests from this connection while `paused` (backpressure); replies still arrive.
+    /// Takes no further requests from this connection while `paused` (backpressure). Unasked, a transport does the same
+    /// while [`sealfs_proto::limits::CREDITS`] requests of the connection are unanswered.
     fn pause(&mut self, conn: Conn, paused: bool);
     /// Destroys the connection; ends in `Closed` with [`CloseReason::Local`].
     fn close(&mut self, conn: Conn);
@@ -143,15 +168,4 @@ pub trait Transport {
     fn poll(&mut self, now: Instant) -> Option<Event>;
     /// When this transport wants to be polled even if nothing arrives (keepalive, connect deadline).
     fn deadline(&self) -> Option<Instant>;
-}
-
-/// What a connecting end says of itself in the handshake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hello {
-    /// The cluster it wants.
-    pub cluster: ClusterId,
-    /// Who it is.
-    pub peer: Peer,
-    /// For a client: whether the session is known to the node already (false: a new one).
-    pub resume: bool,
 }
