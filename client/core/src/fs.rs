@@ -1,320 +1,194 @@
-//! The file system of one client.
-#![allow(
-    clippy::unimplemented,
-    clippy::unused_async,
-    unused_variables,
-    reason = "published before its bodies"
-)]
+//! The file system of one client: what its operations share.
+//!
+//! The operations themselves are in `crate::ops`, one file per subject; what they ask of nodes goes through `crate::net`.
 
-use sealfs_proto::{
-    Attr, Claim, Errno, Ino, Kind, Listed, Lock, LockOwner, NodeId, RenameFlag, SetAttr, Space,
-    Who, Xattr, XattrFlag,
-};
-use sealfs_transport::{Instant, Slice};
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::{Rc, Weak};
 
-use crate::{Fallocate, Handle, Interrupt, OpenFlags, Piece, Whence};
+use sealfs_proto::{Claim, ClusterMap, Ino, NodeId, ShardId};
+use sealfs_transport::tasks::{Spawner, Timers, Waiters};
+use sealfs_transport::{Arena, Calls, Instant, Region};
+
+use crate::Options;
+use crate::file::Table;
+use crate::gate::Gate;
+use crate::route::Routes;
+use crate::unsynced::Unsynced;
 
 /// The file system of one client; cheap to clone, all clones are one.
 ///
 /// Every operation is a future that may be polled by any executor on the one thread. A future that has begun should be run
-/// to its end, also when the program that asked no longer waits: dropping it half way is safe for the cluster, but what it
-/// has written may be settled late.
+/// to its end, also when the program that asked no longer waits (answer the program and let the future be): dropping it
+/// half way harms nobody, but what it has written may stay unsettled until the file is written again or closed.
 #[derive(Clone)]
-pub struct Fs {}
+pub struct Fs(Rc<Inner>);
 
-/// Names.
-impl Fs {
-    /// What `name` in `dir` is. ENOENT if there is nothing. One request, two if the inode lives in another shard.
-    pub async fn lookup(&self, who: &Who, dir: Ino, name: &[u8]) -> Result<Attr, Errno> {
-        unimplemented!()
-    }
-
-    /// Makes an empty file and opens it: one request. If there is one already: EEXIST with `exclusive`, else it is opened.
-    #[allow(clippy::too_many_arguments, reason = "open(2) with O_CREAT has them")]
-    pub async fn create(
-        &self,
-        who: &Who,
-        dir: Ino,
-        name: &[u8],
-        mode: u32,
-        umask: u32,
-        flags: OpenFlags,
-        exclusive: bool,
-    ) -> Result<(Attr, Handle), Errno> {
-        unimplemented!()
-    }
-
-    /// Makes a file without a name and opens it (O_TMPFILE).
-    pub async fn tmpfile(
-        &self,
-        who: &Who,
-        dir: Ino,
-        mode: u32,
-        umask: u32,
-        flags: OpenFlags,
-    ) -> Result<(Attr, Handle), Errno> {
-        unimplemented!()
-    }
-
-    /// Makes a file, pipe, socket or device (mknod(2)); `rdev` in the kernel's 32-bit encoding.
-    #[allow(clippy::too_many_arguments, reason = "mknod(2) has them")]
-    pub async fn mknod(
-        &self,
-        who: &Who,
-        dir: Ino,
-        name: &[u8],
-        kind: Kind,
-        rdev: u32,
-        mode: u32,
-        umask: u32,
-    ) -> Result<Attr, Errno> {
-        unimplemented!()
-    }
-
-    /// Makes a symbolic link to `target`.
-    pub async fn symlink(
-        &self,
-        who: &Who,
-        dir: Ino,
-        name: &[u8],
-        target: &[u8],
-    ) -> Result<Attr, Errno> {
-        unimplemented!()
-    }
-
-    /// Makes a directory.
-    pub async fn mkdir(
-        &self,
-        who: &Who,
-        dir: Ino,
-        name: &[u8],
-        mode: u32,
-        umask: u32,
-    ) -> Result<Attr, Errno> {
-        unimplemented!()
-    }
-
-    /// Gives `ino` one more name. Answers its attributes.
-    pub async fn link(&self, who: &Who, ino: Ino, dir: Ino, name: &[u8]) -> Result<Attr, Errno> {
-        unimplemented!()
-    }
-
-    /// Removes a name that is no directory's.
-    pub async fn unlink(&self, who: &Who, dir: Ino, name: &[u8]) -> Result<(), Errno> {
-        unimplemented!()
-    }
-
-    /// Removes an empty directory.
-    pub async fn rmdir(&self, who: &Who, dir: Ino, name: &[u8]) -> Result<(), Errno> {
-        unimplemented!()
-    }
-
-    /// renameat2(2).
-    pub async fn rename(
-        &self,
-        who: &Who,
-        dir: Ino,
-        name: &[u8],
-        target_dir: Ino,
-        target_name: &[u8],
-        flag: RenameFlag,
-    ) -> Result<(), Errno> {
-        unimplemented!()
-    }
-
-    /// The entries of `dir` behind `cookie` (0: from the start, "." and ".." first), about `bytes` of them, and whether
-    /// there are none behind them. With `attributes` also their attributes, except of those that vanished meanwhile.
-    pub async fn list(
-        &self,
-        who: &Who,
-        dir: Ino,
-        cookie: u64,
-        bytes: u32,
-        attributes: bool,
-    ) -> Result<(Vec<Listed>, bool), Errno> {
-        unimplemented!()
-    }
-
-    /// The directory that holds the directory `ino`.
-    pub async fn parent(&self, ino: Ino) -> Result<Ino, Errno> {
-        unimplemented!()
-    }
-
-    /// Makes the names in `dir`, and all changes of names by this client, durable on the devices.
-    pub async fn fsync_dir(&self, dir: Ino) -> Result<(), Errno> {
-        unimplemented!()
-    }
+struct Inner {
+    calls: Calls,
+    spawner: Spawner,
+    arena: Rc<dyn Arena>,
+    routes: Routes,
+    options: Options,
+    now: Cell<Instant>,
+    timers: Timers,
+    table: RefCell<Table>,
+    unsynced: RefCell<Unsynced>,
+    /// Files that became dirty, oldest first, with the moment to settle them.
+    due: RefCell<VecDeque<(Instant, Ino)>>,
+    /// How many sessions with each node have ended.
+    sessions: RefCell<BTreeMap<NodeId, u64>>,
+    /// One task takes regions at a time, the others wait behind it.
+    taking: Gate,
+    /// Woken at every turn while somebody waits for regions.
+    turns: Waiters,
 }
 
-/// Inodes.
 impl Fs {
-    /// Attributes, with everything that this client has written.
-    pub async fn stat(&self, ino: Ino) -> Result<Attr, Errno> {
-        unimplemented!()
-    }
-
-    /// Changes attributes. `handle`: the file is changed through this open (ftruncate), so that a size needs no further
-    /// permission.
-    pub async fn setattr(
-        &self,
-        who: &Who,
-        ino: Ino,
-        handle: Option<Handle>,
-        set: SetAttr,
-    ) -> Result<Attr, Errno> {
-        unimplemented!()
-    }
-
-    /// A symbolic link's target.
-    pub async fn readlink(&self, ino: Ino) -> Result<Vec<u8>, Errno> {
-        unimplemented!()
-    }
-
-    /// An extended attribute's value; ENODATA if there is none.
-    pub async fn getxattr(&self, who: &Who, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        unimplemented!()
-    }
-
-    /// The names of the extended attributes.
-    pub async fn listxattr(&self, who: &Who, ino: Ino) -> Result<Vec<Vec<u8>>, Errno> {
-        unimplemented!()
-    }
-
-    /// Sets an extended attribute. `clear_sgid`: setting an access ACL also clears S_ISGID.
-    pub async fn setxattr(
-        &self,
-        who: &Who,
-        ino: Ino,
-        xattr: Xattr,
-        flag: XattrFlag,
-        clear_sgid: bool,
-    ) -> Result<(), Errno> {
-        unimplemented!()
-    }
-
-    /// Removes an extended attribute; ENODATA if there is none.
-    pub async fn removexattr(&self, who: &Who, ino: Ino, name: &[u8]) -> Result<(), Errno> {
-        unimplemented!()
-    }
-}
-
-/// Open files.
-impl Fs {
-    /// Opens a file. Every open is one request: it checks the rights and brings the present attributes.
-    pub async fn open(
-        &self,
-        who: &Who,
-        ino: Ino,
-        flags: OpenFlags,
-    ) -> Result<(Attr, Handle), Errno> {
-        unimplemented!()
-    }
-
-    /// Up to `len` bytes at `offset`; fewer only at the end of the file. One piece per chunk that is touched, in order.
-    pub async fn read(&self, handle: Handle, offset: u64, len: usize) -> Result<Vec<Piece>, Errno> {
-        unimplemented!()
-    }
-
-    /// Writes at `offset`, or at the end of the file if it was opened for appending (then at most
-    /// `limits::BULK_LEN_MAX` bytes, as one). `kill_suid_sgid`: the writer may not keep these bits. Answers the bytes
-    /// written: fewer than given if some of it failed.
-    pub async fn write(
-        &self,
-        handle: Handle,
-        offset: u64,
-        bytes: Slice,
-        kill_suid_sgid: bool,
-    ) -> Result<usize, Errno> {
-        unimplemented!()
-    }
-
-    /// A descriptor of the file was closed: settles, reports what failed, and gives up the fcntl locks of `owner`.
-    pub async fn flush(&self, handle: Handle, owner: Option<LockOwner>) -> Result<(), Errno> {
-        unimplemented!()
-    }
-
-    /// Everything written to the file by this client is on the devices when answered; with `data_only` its times may not
-    /// be.
-    pub async fn fsync(&self, handle: Handle, data_only: bool) -> Result<(), Errno> {
-        unimplemented!()
-    }
-
-    /// The last descriptor of this open is closed; gives up the flock of `owner`. The handle is gone, whatever is answered.
-    pub async fn release(&self, handle: Handle, owner: Option<LockOwner>) -> Result<(), Errno> {
-        unimplemented!()
-    }
-
-    /// fallocate(2).
-    pub async fn fallocate(
-        &self,
-        handle: Handle,
-        mode: Fallocate,
-        offset: u64,
-        len: u64,
-    ) -> Result<(), Errno> {
-        unimplemented!()
-    }
-
-    /// lseek(2) with SEEK_DATA or SEEK_HOLE; ENXIO at or beyond the end of the file.
-    pub async fn seek(&self, handle: Handle, offset: u64, whence: Whence) -> Result<u64, Errno> {
-        unimplemented!()
-    }
-
-    /// copy_file_range(2): answers the bytes copied, fewer at the source's end. EINVAL if both are one file and overlap.
-    pub async fn copy_range(
-        &self,
-        source: Handle,
-        source_offset: u64,
-        target: Handle,
-        target_offset: u64,
-        len: u64,
-    ) -> Result<u64, Errno> {
-        unimplemented!()
-    }
-
-    /// Takes, converts or gives up a lock. Without `wait`: EAGAIN if another stands in the way; with it: EINTR once it is
-    /// raised, unless the lock was granted first.
-    pub async fn lock(
-        &self,
-        handle: Handle,
-        lock: Lock,
-        wait: Option<&Interrupt>,
-    ) -> Result<(), Errno> {
-        unimplemented!()
-    }
-
-    /// The lock that stands in the way of `lock`.
-    pub async fn lock_test(&self, handle: Handle, lock: Lock) -> Result<Option<Lock>, Errno> {
-        unimplemented!()
-    }
-}
-
-/// The whole.
-impl Fs {
-    /// Space of all nodes together.
-    pub async fn statfs(&self) -> Result<Space, Errno> {
-        unimplemented!()
-    }
-
-    /// Settles everything and makes it durable on all devices (syncfs(2)).
-    pub async fn sync_all(&self) -> Result<(), Errno> {
-        unimplemented!()
-    }
-
-    /// Does what time asks for (settling) and polls what runs in the background. Returns when it wants to be called again
-    /// even if nothing happens. To be called once per turn of the loop, before the calls are flushed.
-    pub fn turn(&self, now: Instant) -> Option<Instant> {
-        unimplemented!()
-    }
-
-    /// What this client holds open and locked at `node`: what it claims after a reconnect.
+    /// The file system of the cluster whose `map` (checked) `calls` have joined; `calls` get their claims from it from now
+    /// on. Background work (settling, closing, reopening) is spawned with `spawner`, bytes that are read lie in regions of
+    /// `arena`. Cost: the placement of all shards.
     #[must_use]
-    pub fn claims(&self, node: NodeId) -> Vec<Claim> {
-        unimplemented!()
+    pub fn new(
+        calls: Calls,
+        spawner: Spawner,
+        arena: Rc<dyn Arena>,
+        map: &ClusterMap,
+        options: Options,
+    ) -> Self {
+        let fs = Self(Rc::new(Inner {
+            calls: calls.clone(),
+            spawner,
+            arena,
+            routes: Routes::new(map),
+            options,
+            now: Cell::default(),
+            timers: Timers::new(),
+            table: RefCell::default(),
+            unsynced: RefCell::default(),
+            due: RefCell::default(),
+            sessions: RefCell::default(),
+            taking: Gate::default(),
+            turns: Waiters::new(),
+        }));
+        // Weak, for the calls live in what they would keep alive.
+        let weak = Rc::downgrade(&fs.0);
+        calls.set_claims(move |node, is_new| claims(&weak, node, is_new));
+        fs
     }
 
-    /// `node` has ended the session: opens are renewed, locks are lost.
-    pub fn session_ended(&self, node: NodeId) {
-        unimplemented!()
+    /// Does what time asks for: settles what has been dirty long enough, ends short waits. Returns when it wants to be
+    /// called again even if nothing happens. To be called once per turn of the loop, before the spawner's tasks are run.
+    pub fn turn(&self, now: Instant) -> Option<Instant> {
+        self.0.now.set(now);
+        self.0.timers.fire(now);
+        self.0.turns.wake_all();
+        while let Some((_, ino)) = self.next_due(now) {
+            if let Some(file) = self.file(ino) {
+                self.spawn(self.clone().settle_in_background(file));
+            }
+        }
+        let due = self.0.due.borrow().front().map(|(due, _)| *due);
+        [due, self.0.timers.deadline()].into_iter().flatten().min()
+    }
+
+    /// Takes the regions of one read, all at once, as soon as there are enough.
+    pub(crate) async fn regions(&self, lens: &[usize]) -> Vec<Region> {
+        let take = || lens.iter().map(|len| self.0.arena.take(*len)).collect::<Option<Vec<_>>>();
+        let _first = self.0.taking.exclusive().await;
+        loop {
+            if let Some(regions) = take() {
+                return regions;
+            }
+            self.0.turns.wait().await;
+        }
+    }
+
+    /// `ino` became dirty: it is settled in a while.
+    pub(crate) fn settle_later(&self, ino: Ino) {
+        let due = self.now().after_ms(self.0.options.settle_ms);
+        self.0.due.borrow_mut().push_back((due, ino));
+    }
+
+    fn next_due(&self, now: Instant) -> Option<(Instant, Ino)> {
+        let mut due = self.0.due.borrow_mut();
+        due.front().is_some_and(|(moment, _)| *moment <= now).then(|| due.pop_front()).flatten()
+    }
+
+    /// The session with `node` has ended: what it counted and locked is gone. Handles are reopened in the background, so
+    /// that files stay, and at the latest when they are used.
+    fn session_ended(&self, node: NodeId) {
+        *self.0.sessions.borrow_mut().entry(node).or_default() += 1;
+        let handles = self.table().lose_session(|ino| self.node_of(ino) == node);
+        tracing::warn!(%node, handles = handles.len(), "the node has ended the session; reopening files");
+        for handle in handles {
+            let fs = self.clone();
+            self.spawn(async move {
+                // Whoever uses the handle gets the error.
+                let _ = fs.ready(handle).await;
+            });
+        }
+    }
+
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.0.spawner.spawn(task);
+    }
+
+    pub(crate) fn calls(&self) -> &Calls {
+        &self.0.calls
+    }
+
+    pub(crate) fn timers(&self) -> &Timers {
+        &self.0.timers
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    pub(crate) fn routes(&self) -> &Routes {
+        &self.0.routes
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.0.now.get()
+    }
+
+    pub(crate) fn table(&self) -> RefMut<'_, Table> {
+        self.0.table.borrow_mut()
+    }
+
+    pub(crate) fn unsynced(&self) -> RefMut<'_, Unsynced> {
+        self.0.unsynced.borrow_mut()
+    }
+
+    /// The node of an inode.
+    pub(crate) fn node_of(&self, ino: Ino) -> NodeId {
+        self.0.routes.node(ino.shard())
+    }
+
+    /// The shard of a chunk.
+    pub(crate) fn chunk_shard(&self, ino: Ino, index: u64) -> ShardId {
+        self.0.routes.chunk(ino, index)
+    }
+
+    /// How many sessions with the inode's node have ended so far.
+    pub(crate) fn session_of(&self, ino: Ino) -> u64 {
+        self.0.sessions.borrow().get(&self.node_of(ino)).copied().unwrap_or(0)
+    }
+}
+
+/// What is claimed at `node` after a reconnect; nothing of an old session in a new one.
+fn claims(inner: &Weak<Inner>, node: NodeId, is_new: bool) -> Vec<Claim> {
+    let Some(fs) = inner.upgrade().map(Fs) else { return Vec::new() };
+    if is_new {
+        fs.session_ended(node);
+    }
+    fs.table().claims(|ino| fs.node_of(ino) == node)
+}
+
+impl core::fmt::Debug for Fs {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Fs")
     }
 }

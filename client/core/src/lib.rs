@@ -11,8 +11,15 @@
 //! It caches no data (the kernel does) and decides no permissions (the kernel and the shards do).
 #![forbid(unsafe_code)]
 
+mod file;
 mod fs;
+mod gate;
+mod held;
+mod net;
+mod ops;
+mod route;
 mod types;
+mod unsynced;
 
 pub use fs::Fs;
 pub use types::{Fallocate, Handle, Interrupt, OpenFlags, Options, Piece, Whence};

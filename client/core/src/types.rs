@@ -1,11 +1,11 @@
 //! What goes into [`crate::Fs`] and comes out of it, beyond the words of `sealfs_proto`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
 
 use sealfs_proto::{Access, Errno, limits};
 use sealfs_transport::Region;
+use sealfs_transport::tasks::Waiters;
 
 /// An open file; a number that is never used twice by one `Fs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,12 +115,9 @@ impl Default for Options {
 
 /// Ends a wait for a lock from outside: the program that waits got a signal. Cheap to clone; all clones are one.
 #[derive(Clone, Debug, Default)]
-pub struct Interrupt(Rc<InterruptState>);
-
-#[derive(Debug, Default)]
-struct InterruptState {
-    raised: Cell<bool>,
-    waiting: RefCell<Vec<Waker>>,
+pub struct Interrupt {
+    raised: Rc<Cell<bool>>,
+    waiters: Waiters,
 }
 
 impl Interrupt {
@@ -132,20 +129,15 @@ impl Interrupt {
 
     /// Ends the wait, now or as soon as it begins.
     pub fn raise(&self) {
-        self.0.raised.set(true);
-        self.0.waiting.take().into_iter().for_each(Waker::wake);
+        self.raised.set(true);
+        self.waiters.wake_all();
     }
 
     /// Ready once it has been raised.
-    pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
-        if self.0.raised.get() {
-            return Poll::Ready(());
+    pub(crate) async fn raised(&self) {
+        while !self.raised.get() {
+            self.waiters.wait().await;
         }
-        let mut waiting = self.0.waiting.borrow_mut();
-        if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-            waiting.push(context.waker().clone());
-        }
-        Poll::Pending
     }
 }
 

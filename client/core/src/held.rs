@@ -1,0 +1,110 @@
+//! The locks that this client holds on one inode: what it claims again after a reconnect.
+//!
+//! The shard decides about locks; this list only follows what it granted, by the same rule: a new lock replaces what its
+//! owner held of its range in its space, and neighbours of one kind become one (fcntl(2)).
+//!
+//! 1. Locks of one owner and space do not overlap, and are none of kind `Unlock`.
+
+use sealfs_proto::{Lock, LockKind, LockOwner, LockSpace};
+
+/// Granted locks of one inode, all owners.
+#[derive(Debug, Default)]
+pub(crate) struct Held(Vec<Lock>);
+
+impl Held {
+    /// `lock` was granted (or, of kind `Unlock`, given up).
+    pub(crate) fn apply(&mut self, lock: Lock) {
+        let mut kept = Vec::with_capacity(self.0.len() + 2);
+        let mut grown = lock;
+        for held in self.0.drain(..) {
+            if (held.space, held.owner) != (lock.space, lock.owner) {
+                kept.push(held);
+            } else if held.kind == lock.kind && touch(&held, &lock) {
+                grown.start = grown.start.min(held.start);
+                grown.end = grown.end.max(held.end);
+            } else {
+                if held.start < lock.start {
+                    kept.push(Lock { end: held.end.min(lock.start - 1), ..held });
+                }
+                if held.end > lock.end {
+                    kept.push(Lock { start: held.start.max(lock.end + 1), ..held });
+                }
+            }
+        }
+        if lock.kind != LockKind::Unlock {
+            kept.push(grown);
+        }
+        self.0 = kept;
+    }
+
+    /// Whether `owner` holds anything in `space`.
+    pub(crate) fn holds(&self, space: LockSpace, owner: LockOwner) -> bool {
+        self.0.iter().any(|lock| lock.space == space && lock.owner == owner)
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> &[Lock] {
+        &self.0
+    }
+
+    /// All are gone.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Whether two ranges overlap or lie side by side.
+fn touch(a: &Lock, b: &Lock) -> bool {
+    a.start <= b.end.saturating_add(1) && b.start <= a.end.saturating_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(kind: LockKind, start: u64, end: u64, owner: u64) -> Lock {
+        Lock { space: LockSpace::Posix, kind, start, end, owner: LockOwner(owner), pid: 1 }
+    }
+
+    fn ranges(held: &Held) -> Vec<(u64, u64, LockKind)> {
+        let mut ranges: Vec<_> = held.0.iter().map(|l| (l.start, l.end, l.kind)).collect();
+        ranges.sort_unstable();
+        ranges
+    }
+
+    #[test]
+    fn giving_up_the_middle_splits_a_lock() {
+        let mut held = Held::default();
+        held.apply(lock(LockKind::Write, 0, u64::MAX, 1));
+        held.apply(lock(LockKind::Unlock, 10, 19, 1));
+        assert_eq!(ranges(&held), [(0, 9, LockKind::Write), (20, u64::MAX, LockKind::Write)]);
+        held.apply(lock(LockKind::Unlock, 0, u64::MAX, 1));
+        assert!(held.all().is_empty());
+    }
+
+    #[test]
+    fn a_conversion_replaces_and_neighbours_merge() {
+        let mut held = Held::default();
+        held.apply(lock(LockKind::Read, 0, 9, 1));
+        held.apply(lock(LockKind::Read, 10, 19, 1));
+        assert_eq!(ranges(&held), [(0, 19, LockKind::Read)]);
+        held.apply(lock(LockKind::Write, 5, 14, 1));
+        assert_eq!(
+            ranges(&held),
+            [(0, 4, LockKind::Read), (5, 14, LockKind::Write), (15, 19, LockKind::Read)]
+        );
+    }
+
+    #[test]
+    fn owners_and_spaces_do_not_see_each_other() {
+        let mut held = Held::default();
+        held.apply(lock(LockKind::Read, 0, 9, 1));
+        held.apply(lock(LockKind::Read, 0, 9, 2));
+        held.apply(Lock { space: LockSpace::Flock, ..lock(LockKind::Write, 0, u64::MAX, 1) });
+        assert_eq!(held.all().len(), 3);
+        held.apply(lock(LockKind::Unlock, 0, u64::MAX, 1));
+        assert!(!held.holds(LockSpace::Posix, LockOwner(1)));
+        assert!(held.holds(LockSpace::Posix, LockOwner(2)));
+        assert!(held.holds(LockSpace::Flock, LockOwner(1)));
+    }
+}

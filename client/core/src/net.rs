@@ -1,0 +1,186 @@
+//! From an operation's request to a call, and from what became of the call to an errno.
+//!
+//! 1. Every request is sent as what it is: what changes something carries a sequence number ([`is_change`] is total).
+//! 2. Every failure becomes exactly one errno; one that is not the node's own answer is logged with node and cause.
+
+use sealfs_proto::{Errno, NodeId, Reply, Request, ShardId};
+use sealfs_transport::{Answer, Ask, Bulk, Call, CallError, Region, Slice};
+
+use crate::Fs;
+
+impl Fs {
+    /// Asks the shard's node.
+    pub(crate) async fn ask(&self, shard: ShardId, request: Request) -> Result<Reply, Errno> {
+        let node = self.routes().node(shard);
+        Ok(self.send(node, shard, request, Bulk::None).await?.reply)
+    }
+
+    /// Asks for a change that is answered by `Done`.
+    pub(crate) async fn ask_done(&self, shard: ShardId, request: Request) -> Result<(), Errno> {
+        done(&self.ask(shard, request).await?)
+    }
+
+    /// Asks the shard's node for bytes into `region`; gives the region back with the reply.
+    pub(crate) async fn ask_into(
+        &self,
+        shard: ShardId,
+        request: Request,
+        region: Region,
+    ) -> Result<(Reply, Region), Errno> {
+        let node = self.routes().node(shard);
+        let answer = self.send(node, shard, request, Bulk::Receive(region)).await?;
+        match answer.region {
+            Some(region) => Ok((answer.reply, region)),
+            None => Err(unexpected("a region", &answer.reply)),
+        }
+    }
+
+    /// Asks the shard's node to take `bytes`.
+    pub(crate) async fn ask_with(
+        &self,
+        shard: ShardId,
+        request: Request,
+        bytes: Slice,
+    ) -> Result<Reply, Errno> {
+        let node = self.routes().node(shard);
+        Ok(self.send(node, shard, request, Bulk::Send(vec![bytes])).await?.reply)
+    }
+
+    /// Asks a node about all of its shards.
+    pub(crate) async fn ask_node(&self, node: NodeId, request: Request) -> Result<Reply, Errno> {
+        Ok(self.send(node, ShardId(0), request, Bulk::None).await?.reply)
+    }
+
+    /// Asks a node for what is answered by `Done`.
+    pub(crate) async fn ask_node_done(&self, node: NodeId, request: Request) -> Result<(), Errno> {
+        done(&self.ask_node(node, request).await?)
+    }
+
+    /// Asks the shard's node for a lock and waits as long as it takes.
+    pub(crate) fn ask_for_lock(&self, shard: ShardId, request: Request) -> Call {
+        let ask = Ask::change(shard, request).waiting_for_lock();
+        self.calls().call(self.routes().node(shard), ask)
+    }
+
+    async fn send(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        request: Request,
+        bulk: Bulk,
+    ) -> Result<Answer, Errno> {
+        let change = is_change(&request);
+        let ask = Ask { shard, request, bulk, change, lock_wait: false };
+        self.calls().call(node, ask).await.map_err(|error| errno(&error))
+    }
+}
+
+/// What the program gets. Whatever is not a node's own answer is EIO, and the log says what happened: a program can do
+/// nothing with the difference, a person can.
+pub(crate) fn errno(error: &CallError) -> Errno {
+    match error {
+        CallError::Errno(errno) => *errno,
+        CallError::Gone => Errno::EIO,
+        CallError::Timeout { .. }
+        | CallError::SessionEnded { .. }
+        | CallError::Refused { .. }
+        | CallError::Unknown { .. }
+        | CallError::StaleMap { .. }
+        | CallError::Answered { .. }
+        | CallError::Corrupt { .. }
+        | CallError::NotJoined(_) => {
+            tracing::error!(%error, "an operation failed with EIO");
+            Errno::EIO
+        }
+    }
+}
+
+/// A node answered a request with the wrong kind of reply: EIO, and a line in the log.
+pub(crate) fn unexpected(asked: &str, reply: &Reply) -> Errno {
+    tracing::error!(
+        asked,
+        ?reply,
+        "a node's reply does not fit the request; are the versions the same?"
+    );
+    Errno::EIO
+}
+
+fn done(reply: &Reply) -> Result<(), Errno> {
+    match reply {
+        Reply::Done => Ok(()),
+        other => Err(unexpected("Done", other)),
+    }
+}
+
+/// Whether a request changes something, see [`Request`].
+fn is_change(request: &Request) -> bool {
+    match request {
+        Request::Create { .. }
+        | Request::CreateUnnamed { .. }
+        | Request::Mkdir { .. }
+        | Request::Unlink { .. }
+        | Request::Rmdir { .. }
+        | Request::Rename { .. }
+        | Request::Link { .. }
+        | Request::SetAttr { .. }
+        | Request::Open { .. }
+        | Request::Close { .. }
+        | Request::Raise { .. }
+        | Request::Settle { .. }
+        | Request::Reserve { .. }
+        | Request::XattrSet { .. }
+        | Request::XattrRemove { .. }
+        | Request::Lock { .. }
+        | Request::Write { .. }
+        | Request::Discard { .. }
+        | Request::Allocate { .. } => true,
+        Request::Lookup { .. }
+        | Request::List { .. }
+        | Request::Stat { .. }
+        | Request::ReadLink { .. }
+        | Request::XattrGet { .. }
+        | Request::XattrList { .. }
+        | Request::LockTest { .. }
+        | Request::LockCancel { .. }
+        | Request::Parent { .. }
+        | Request::Read { .. }
+        | Request::Extents { .. }
+        | Request::End { .. }
+        | Request::Sync
+        | Request::Space
+        | Request::Status
+        | Request::Ping
+        | Request::Claim { .. }
+        | Request::Leave
+        | Request::Prepare(_)
+        | Request::Resolve { .. }
+        | Request::Decision { .. }
+        | Request::RenameLock { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_of_a_call_is_one_errno() {
+        let node = NodeId(3);
+        let cause = "127.0.0.1:7002: connection refused".to_owned();
+        let answers = [
+            (CallError::Errno(Errno::ENOSPC), Errno::ENOSPC),
+            (CallError::Timeout { node, cause: cause.clone() }, Errno::EIO),
+            (CallError::SessionEnded { node }, Errno::EIO),
+            (CallError::Refused { node, cause: cause.clone() }, Errno::EIO),
+            (CallError::Unknown { node }, Errno::EIO),
+            (CallError::StaleMap { node }, Errno::EIO),
+            (CallError::Answered { node }, Errno::EIO),
+            (CallError::Corrupt { node, cause: cause.clone() }, Errno::EIO),
+            (CallError::NotJoined(cause), Errno::EIO),
+            (CallError::Gone, Errno::EIO),
+        ];
+        for (error, expected) in answers {
+            assert_eq!(errno(&error), expected, "{error}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Handles: opening, reopening after a lost session, closing.
+//!
+//! 1. The shard counts as many opens of this session as there are handles, and for a moment more, never fewer.
+//! 2. A handle of a lost session is opened again before it is used: silently if the file is still there, else it is Gone.
+
+use std::rc::Rc;
+
+use sealfs_proto::{Attr, Errno, Ino, Lock, LockKind, LockOwner, LockSpace, Request, Who};
+
+use crate::file::{File, Open, Standing};
+use crate::{Fs, Handle, OpenFlags};
+
+impl Fs {
+    /// Opens a file. Every open is one request: it checks the rights and brings the present attributes.
+    pub async fn open(
+        &self,
+        who: &Who,
+        ino: Ino,
+        flags: OpenFlags,
+    ) -> Result<(Attr, Handle), Errno> {
+        let file = self.file(ino);
+        let _alone = match &file {
+            Some(file) if flags.truncate => {
+                let alone = file.data.exclusive().await;
+                self.settle(file).await?;
+                Some(alone)
+            }
+            _ => None,
+        };
+        let session = self.session_of(ino);
+        let request = Request::Open {
+            who: who.clone(),
+            ino,
+            access: flags.access(),
+            truncate: flags.truncate,
+        };
+        let attr = self.ask_attr(ino, request).await?;
+        if flags.truncate {
+            self.mark(ino, self.node_of(ino));
+        }
+        let handle = self.opened(&attr, flags, session);
+        Ok((self.shown(attr).await, handle))
+    }
+
+    /// A descriptor of the file was closed: settles, reports what failed, and gives up the fcntl locks of `owner`.
+    pub async fn flush(&self, handle: Handle, owner: Option<LockOwner>) -> Result<(), Errno> {
+        let open = self.ready(handle).await?;
+        // A failure is counted by the file and told to every handle, this one now.
+        let _ = self.settle(&open.file).await;
+        if let Some(owner) = owner {
+            self.unlock_all(&open, LockSpace::Posix, owner).await?;
+        }
+        open.report()
+    }
+
+    /// The last descriptor of this open is closed; gives up the flock of `owner`. The handle is gone, whatever is answered.
+    pub async fn release(&self, handle: Handle, owner: Option<LockOwner>) -> Result<(), Errno> {
+        let open = self.table().remove(handle)?;
+        let file = Rc::clone(&open.file);
+        let settled = match open.check() {
+            Ok(()) => {
+                let _ = self.settle(&file).await;
+                match owner {
+                    Some(owner) => self.unlock_all(&open, LockSpace::Flock, owner).await,
+                    None => Ok(()),
+                }
+            }
+            broken => broken,
+        };
+        let counted = open.session.get() == self.session_of(file.ino);
+        if counted && file.close_due() {
+            self.spawn(self.clone().close(file));
+        } else {
+            self.table().forget_idle(file.ino);
+        }
+        settled.and(open.report())
+    }
+
+    /// The file, if anything of it is open or unsettled here.
+    pub(crate) fn file(&self, ino: Ino) -> Option<Rc<File>> {
+        self.table().file(ino)
+    }
+
+    /// The handle, fit for use.
+    pub(crate) async fn ready(&self, handle: Handle) -> Result<Rc<Open>, Errno> {
+        let open = self.table().open(handle)?;
+        open.check()?;
+        if open.session.get() != self.session_of(open.file.ino) {
+            self.reopen(&open).await?;
+        }
+        Ok(open)
+    }
+
+    /// A shard has counted an open: a handle for it.
+    pub(crate) fn opened(&self, attr: &Attr, flags: OpenFlags, session: u64) -> Handle {
+        let (handle, _) = self.table().insert(attr, flags, session, self.now());
+        handle
+    }
+
+    /// Opens again what a lost session had open. The right to do so was checked by the first open, so that it is asked for
+    /// in root's name.
+    pub(crate) async fn reopen(&self, open: &Open) -> Result<(), Errno> {
+        let _one = open.reopening.exclusive().await;
+        let ino = open.file.ino;
+        let session = self.session_of(ino);
+        if open.session.get() == session {
+            return open.check();
+        }
+        let access = open.flags.access();
+        let request = Request::Open { who: Who::root(), ino, access, truncate: false };
+        match self.ask_attr(ino, request).await {
+            Ok(attr) => {
+                open.session.set(session);
+                open.file.absorb_open(&attr, self.now());
+                open.file.opened();
+                Ok(())
+            }
+            Err(Errno::ENOENT | Errno::ESTALE) => {
+                tracing::warn!(%ino, "a file that was open is gone, for the session has ended");
+                open.standing.set(Standing::Gone);
+                Err(Errno::ESTALE)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Gives opens back until none are due; several that became due meanwhile go together.
+    async fn close(self, file: Rc<File>) {
+        loop {
+            let opens = file.begin_close();
+            if opens == 0 {
+                break;
+            }
+            let request = Request::Close { ino: file.ino, opens };
+            if let Err(errno) = self.ask_done(file.ino.shard(), request).await {
+                // The node ends them itself with the session, if it does not get this any more.
+                tracing::warn!(ino = %file.ino, %errno, "could not give opens back");
+            }
+            file.closed(opens);
+        }
+        self.table().forget_idle(file.ino);
+    }
+
+    async fn unlock_all(
+        &self,
+        open: &Open,
+        space: LockSpace,
+        owner: LockOwner,
+    ) -> Result<(), Errno> {
+        if !open.file.holds(space, owner) {
+            return Ok(());
+        }
+        let lock = Lock { space, kind: LockKind::Unlock, start: 0, end: u64::MAX, owner, pid: 0 };
+        self.unlock(&open.file, lock).await
+    }
+}

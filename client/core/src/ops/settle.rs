@@ -1,0 +1,114 @@
+//! Telling the shards what writes did, and making it durable.
+//!
+//! 1. One settlement of a file is under way at a time; what is written meanwhile waits for the next.
+//! 2. A dirty file is settled within `Options::settle_ms` of the write that made it dirty.
+//! 3. fsync covers every write that was answered before it began.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use sealfs_proto::{Errno, Ino, NodeId, Request};
+use sealfs_transport::tasks::join_all;
+
+use crate::file::{Dirty, File};
+use crate::{Fs, Handle};
+
+impl Fs {
+    /// Everything written to the file by this client is on the devices when answered; with `data_only` its times may not
+    /// be. Reports what failed since the handle was last told.
+    pub async fn fsync(&self, handle: Handle, data_only: bool) -> Result<(), Errno> {
+        let open = self.ready(handle).await?;
+        let file = &open.file;
+        // Waits for the writes in flight, and keeps nobody waiting afterwards.
+        drop(file.data.exclusive().await);
+        // A failure is counted by the file and told to every handle, this one now.
+        let _ = self.settle(file).await;
+        let synced = self.sync_nodes(self.unsynced_nodes(file.ino, !data_only)).await;
+        open.report()?;
+        synced
+    }
+
+    /// Settles everything and makes it durable on all devices (syncfs(2)).
+    pub async fn sync_all(&self) -> Result<(), Errno> {
+        let files = self.table().files();
+        let settled = join_all(files.iter().map(|file| self.settle(file))).await;
+        let nodes = self.routes().nodes().to_vec();
+        let synced = self.sync_nodes(nodes).await;
+        settled.into_iter().find(Result::is_err).unwrap_or(Ok(()))?;
+        synced
+    }
+
+    /// Writes to `file` were acknowledged that its shard does not know.
+    pub(crate) fn wrote(&self, file: &File, dirty: Dirty) {
+        if file.wrote(dirty) {
+            self.settle_later(file.ino);
+        }
+    }
+
+    /// Tells the inode's shard everything that it does not know. Free if there is nothing, else one request. A failure is
+    /// also counted by the file, for every handle to be told.
+    pub(crate) async fn settle(&self, file: &File) -> Result<(), Errno> {
+        if !file.is_dirty() {
+            return Ok(());
+        }
+        let _one = file.settling.exclusive().await;
+        let Some(dirty) = file.begin_settling() else { return Ok(()) };
+        let Dirty { generation, size, blocks, wrote } = dirty;
+        let request = Request::Settle { ino: file.ino, generation, size, blocks, wrote };
+        let sent = self.now();
+        match self.ask_attr(file.ino, request).await {
+            Ok(attr) => {
+                file.absorb(&attr, sent);
+                file.settled();
+                self.mark(file.ino, self.node_of(file.ino));
+                Ok(())
+            }
+            Err(errno) => {
+                if file.not_settled(errno) {
+                    self.settle_later(file.ino);
+                }
+                Err(errno)
+            }
+        }
+    }
+
+    /// Settles in the background. A file whose inode is gone has nothing left to tell.
+    pub(crate) async fn settle_in_background(self, file: Rc<File>) {
+        if let Err(errno) = self.settle(&file).await {
+            tracing::warn!(ino = %file.ino, %errno, "could not settle; fsync and close will report it");
+        }
+        self.table().forget_idle(file.ino);
+    }
+
+    /// The nodes that an fsync of `ino` must ask.
+    pub(crate) fn unsynced_nodes(&self, ino: Ino, with_inode: bool) -> Vec<NodeId> {
+        let mut nodes: BTreeSet<NodeId> = self.unsynced().nodes(ino).into_iter().collect();
+        if with_inode {
+            nodes.insert(self.node_of(ino));
+        }
+        nodes.into_iter().collect()
+    }
+
+    /// Makes durable what these nodes have acknowledged, all at the same time.
+    pub(crate) async fn sync_nodes(&self, nodes: Vec<NodeId>) -> Result<(), Errno> {
+        let stamp = self.unsynced().stamp();
+        let syncs = nodes.into_iter().map(|node| async move {
+            self.ask_node_done(node, Request::Sync).await?;
+            self.unsynced().covered(node, stamp);
+            Ok(())
+        });
+        join_all(syncs).await.into_iter().collect()
+    }
+
+    /// `node` has acknowledged a change of `ino`.
+    pub(crate) fn mark(&self, ino: Ino, node: NodeId) {
+        self.unsynced().mark(ino, node);
+    }
+
+    /// Names in `dir` were changed, in which the nodes of `inodes` took part.
+    pub(crate) fn names_changed(&self, dir: Ino, inodes: &[Ino]) {
+        for ino in inodes {
+            self.mark(dir, self.node_of(*ino));
+        }
+    }
+}
