@@ -96,19 +96,6 @@ impl NodeList {
             nodes: self.nodes.clone(),
         }
     }
-
-    /// What a cluster id is derived from: `"sealfs cluster 1"`, then shards_log2 u8, then per node its id u16 and weight
-    /// u32, little-endian, ascending by id. Addresses are not in it, for they may change.
-    #[must_use]
-    pub fn identity(&self) -> Vec<u8> {
-        let mut identity = b"sealfs cluster 1".to_vec();
-        identity.push(self.shards_log2);
-        for node in &self.nodes {
-            identity.extend(node.id.0.to_le_bytes());
-            identity.extend(node.weight.to_le_bytes());
-        }
-        identity
-    }
 }
 
 /// 64 shards for each of 16 cores per node, within the limits: enough for any machine, and known without asking it.
@@ -222,16 +209,6 @@ mod tests {
         assert_eq!((list.shards_log2, list.chunk_size), (13, 65_536));
         assert_eq!(list.cluster.unwrap().to_string(), "000102030405060708090a0b0c0d0eff");
         assert_eq!(list.nodes[0].addresses[0].text, "[::1]:1");
-    }
-
-    #[test]
-    fn the_identity_follows_ids_and_weights_and_not_addresses() {
-        let identity = |text| parse(text).unwrap().identity();
-        assert_eq!(identity("a:1,b:2"), identity("2@y:4,1@x:3"));
-        assert_ne!(identity("a:1,b:2"), identity("a:1,b:2 weight=7"));
-        assert_ne!(identity("a:1,b:2"), identity("1@a:1,3@b:2"));
-        assert_ne!(identity("a:1"), identity("a:1,shards=8192"));
-        assert_eq!(identity("a:1"), b"sealfs cluster 1\x0c\x01\x00\x64\x00\x00\x00");
     }
 
     #[test]

@@ -23,6 +23,21 @@ impl Key {
         Self(bytes)
     }
 
+    /// Reads a key file's content: 64 hexadecimal digits, white space around them not counted. `None` if it is anything else.
+    #[must_use]
+    pub fn from_hex(text: &[u8]) -> Option<Self> {
+        let digits = text.trim_ascii();
+        if digits.len() != 2 * Self::LEN {
+            return None;
+        }
+        let nibble = |digit: u8| char::from(digit).to_digit(16);
+        let mut bytes = [0; Self::LEN];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = (nibble(pair[0])? * 16 + nibble(pair[1])?) as u8;
+        }
+        Some(Self(bytes))
+    }
+
     /// The id of the cluster that `nodes` (id and weight, in any order) with `shards` shards form under this key, so
     /// that nodes which are given the same list format themselves independently and agree.
     #[must_use]
@@ -78,6 +93,15 @@ mod tests {
     #[test]
     fn a_key_does_not_print_itself() {
         assert_eq!(format!("{:?}", Key::new([77; 32])), "Key(secret)");
+    }
+
+    #[test]
+    fn a_key_file_holds_64_digits_and_nothing_else() {
+        let text = format!(" {}\n", "0aF1".repeat(16));
+        assert_eq!(Key::from_hex(text.as_bytes()).unwrap().0, [[0x0a, 0xf1]; 16].concat()[..]);
+        for bad in ["", "0a", &"0g".repeat(32), &"0a".repeat(33), &"é".repeat(32)] {
+            assert!(Key::from_hex(bad.as_bytes()).is_none(), "{bad}");
+        }
     }
 
     #[test]
