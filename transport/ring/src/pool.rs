@@ -1,0 +1,233 @@
+//! A thread's memory: one anonymous mapping cut into slots of three sizes.
+//!
+//! One mapping, so that it can be registered with io_uring and the NIC at once. Pages come into being when first touched, and
+//! the lowest free slot is taken first, so that a quiet thread uses few of them. Which slots are free is a bitmap of atomic
+//! words: a region may be dropped on another thread, and no lock is needed.
+//!
+//! 1. A slot whose bit is 0 belongs to exactly one region; a slot whose bit is 1 to nobody.
+//! 2. Slots do not overlap, and begin at multiples of 4 KiB (O_DIRECT).
+//!
+//! Slots are not split or joined: when the small ones are all taken, the next size serves. A pool has a fixed size and does
+//! not grow; `None` is its backpressure.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use sealfs_proto::limits;
+use sealfs_transport::{Arena, Memory, Region};
+
+/// The largest region that a pool gives: one bulk and 64 KiB for what goes before it (a FUSE request's header page).
+pub const REGION_LEN_MAX: usize = limits::BULK_LEN_MAX as usize + 64 * 1024;
+
+/// A bounded set of regions; a clone is the same pool. Dropping it leaves regions that are in use alone.
+#[derive(Clone, Debug)]
+pub struct Pool(Arc<Mapping>);
+
+#[derive(Debug)]
+struct Mapping {
+    map: MmapRaw,
+    classes: [Class; 3],
+    /// Number of the fixed buffer with the ring that has registered it, or `UNREGISTERED`.
+    buffer: AtomicU32,
+}
+
+/// Slots of one size.
+#[derive(Debug)]
+struct Class {
+    slot_len: usize,
+    /// Where the first slot begins in the mapping.
+    start: usize,
+    /// One bit per slot, 1: free.
+    free: Box<[AtomicU64]>,
+}
+
+/// Bytes of a slot, and how many sixteenths of the mapping are cut into slots of this size. A block; the smallest chunk with
+/// a header page; a whole bulk. Most memory moves in whole bulks.
+const CLASSES: [(usize, usize); 3] = [(4_096, 1), (64 * 1024 + 4_096, 3), (REGION_LEN_MAX, 12)];
+const UNREGISTERED: u32 = u32::MAX;
+
+impl Pool {
+    /// A pool of about `len` bytes (each size gets at least one slot). Cost: address space only, until it is used.
+    pub fn new(len: usize) -> io::Result<Self> {
+        let mut start = 0;
+        let classes = CLASSES.map(|(slot_len, share)| {
+            let slots = (len / 16 * share / slot_len).max(1);
+            let class = Class { slot_len, start, free: all_free(slots) };
+            start += slots * slot_len;
+            class
+        });
+        let map = MmapOptions::new().len(start).map_anon().map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot map {start} bytes of memory: {error}"))
+        })?;
+        // Huge pages are an offer of the kernel; without them everything works the same.
+        if let Err(error) = map.advise(Advice::HugePage) {
+            tracing::debug!(%error, "no huge pages for the pool");
+        }
+        let buffer = AtomicU32::new(UNREGISTERED);
+        Ok(Self(Arc::new(Mapping { map: MmapRaw::from(map), classes, buffer })))
+    }
+
+    /// The whole mapping, to register it.
+    pub(crate) fn span(&self) -> (*mut u8, usize) {
+        (self.0.map.as_mut_ptr(), self.0.map.len())
+    }
+
+    /// Notes that the mapping is fixed buffer number `buffer`.
+    pub(crate) fn set_registered(&self, buffer: u16) {
+        self.0.buffer.store(u32::from(buffer), Ordering::Relaxed);
+    }
+}
+
+impl Arena for Pool {
+    fn take(&self, len: usize) -> Option<Region> {
+        let fitting = self.0.classes.iter().enumerate().filter(|(_, class)| class.slot_len >= len);
+        for (class, slots) in fitting {
+            if let Some(slot) = slots.take() {
+                let offset = slots.start + slot * slots.slot_len;
+                let mapping = Arc::clone(&self.0);
+                return Some(Region::new(Slot { mapping, class, slot, offset, len }));
+            }
+        }
+        None
+    }
+}
+
+impl Class {
+    fn take(&self) -> Option<usize> {
+        for (index, word) in self.free.iter().enumerate() {
+            let mut bits = word.load(Ordering::Relaxed);
+            while bits != 0 {
+                let lowest = bits & bits.wrapping_neg();
+                // Acquire: what the slot's last owner did to it happened before.
+                bits = word.fetch_and(!lowest, Ordering::Acquire);
+                if bits & lowest != 0 {
+                    return Some(index * 64 + lowest.trailing_zeros() as usize);
+                }
+            }
+        }
+        None
+    }
+
+    fn give(&self, slot: usize) {
+        let bit = 1 << (slot % 64);
+        let before = self.free[slot / 64].fetch_or(bit, Ordering::Release);
+        assert!(before & bit == 0, "a slot that is given back was taken");
+    }
+}
+
+/// A bitmap of `slots` ones.
+fn all_free(slots: usize) -> Box<[AtomicU64]> {
+    let word = |index: usize| match slots - index * 64 {
+        left @ 0..64 => (1 << left) - 1,
+        _ => u64::MAX,
+    };
+    (0..slots.div_ceil(64)).map(|index| AtomicU64::new(word(index))).collect()
+}
+
+/// One taken slot; its first `len` bytes are the region.
+struct Slot {
+    mapping: Arc<Mapping>,
+    class: usize,
+    slot: usize,
+    offset: usize,
+    len: usize,
+}
+
+impl Memory for Slot {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: offset..offset + len lies inside the slot, the slot inside the mapping (Pool::new laid them out), and the
+        // mapping lives as long as `self.mapping`. The memory is initialised: an anonymous mapping reads as zeros. Invariant
+        // 1: no other region has this slot, so nobody writes while `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(self.mapping.map.as_ptr().add(self.offset), self.len) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.mapping.map.as_mut_ptr().add(self.offset), self.len)
+        }
+    }
+
+    fn registered(&self) -> Option<(u16, u64)> {
+        let buffer = u16::try_from(self.mapping.buffer.load(Ordering::Relaxed)).ok()?;
+        Some((buffer, self.offset as u64))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.mapping.classes[self.class].give(self.slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_has_exactly_the_length_asked_for_and_begins_at_a_page() {
+        let pool = Pool::new(8 << 20).unwrap();
+        for len in [0, 1, 4_096, 4_097, 65_536, 69_632, 1 << 20, REGION_LEN_MAX] {
+            let region = pool.take(len).unwrap();
+            assert_eq!(region.len(), len);
+            assert_eq!(region.bytes().as_ptr() as usize % 4_096, 0);
+        }
+        assert!(pool.take(REGION_LEN_MAX + 1).is_none());
+    }
+
+    #[test]
+    fn regions_do_not_overlap_and_an_exhausted_pool_says_so() {
+        let pool = Pool::new(8 << 20).unwrap();
+        let mut taken = Vec::new();
+        for len in [4_096, 65_536, 1 << 20] {
+            while let Some(mut region) = pool.take(len) {
+                region.bytes_mut().fill(taken.len() as u8);
+                taken.push(region);
+            }
+        }
+        assert!(taken.len() > 128, "{} slots", taken.len());
+        for (index, region) in taken.iter().enumerate() {
+            assert!(region.bytes().iter().all(|&byte| byte == index as u8));
+        }
+        taken.pop();
+        assert!(pool.take(1).is_some());
+    }
+
+    #[test]
+    fn a_region_dropped_on_another_thread_is_used_again() {
+        let pool = Pool::new(0).unwrap();
+        let region = pool.take(REGION_LEN_MAX).unwrap();
+        let place = region.bytes().as_ptr() as usize;
+        assert!(pool.take(REGION_LEN_MAX).is_none());
+        std::thread::spawn(move || drop(region)).join().unwrap();
+        assert_eq!(pool.take(REGION_LEN_MAX).unwrap().bytes().as_ptr() as usize, place);
+    }
+
+    #[test]
+    fn threads_that_take_and_give_at_once_never_share_a_slot() {
+        let pool = Pool::new(1 << 20).unwrap();
+        let threads: Vec<_> = (1..=4)
+            .map(|mark| {
+                let pool = pool.clone();
+                std::thread::spawn(move || {
+                    for _ in 0..2_000 {
+                        let Some(mut region) = pool.take(64) else { continue };
+                        region.bytes_mut().fill(mark);
+                        std::thread::yield_now();
+                        assert!(region.bytes().iter().all(|&byte| byte == mark));
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    #[test]
+    fn a_region_outlives_its_pool() {
+        let mut region = Pool::new(0).unwrap().take(100).unwrap();
+        region.bytes_mut().fill(7);
+        assert_eq!(region.bytes(), [7; 100]);
+    }
+}

@@ -1,0 +1,778 @@
+//! The ring: submissions, completions, wake-ups, and who owns the memory meanwhile.
+//!
+//! Each operation sits in a slot from its submission to its completion; the slot's number and generation are the user data
+//! that the kernel carries. The op's memory, and what the kernel reads beside it (iovecs, msghdr, sockaddr), belongs to the
+//! slot and does not move: regions, vectors and scratch are heap memory whose owners may move.
+//!
+//! 1. A slot's op is neither touched nor dropped between submission and completion.
+//! 2. User data of a completion names a slot in flight with the same generation.
+//! 3. Drop order: `Inner::drop` cancels and waits until nothing is in flight; then `uring` is closed (it is the first
+//!    field), then the slots are freed. If the kernel will not let go of an operation (a device that hangs), its
+//!    memory is leaked, never freed.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+
+use crate::op::{Completion, File, Key, Op, Owner, Piece};
+use crate::{Pool, sys};
+
+/// How a ring is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Submissions that one system call takes (more just cost another call), a power of two.
+    pub entries: u32,
+    /// How long [`Ring::enter`] looks for completions before it sleeps. Zero wherever threads outnumber processors.
+    pub spin: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { entries: 256, spin: Duration::ZERO }
+    }
+}
+
+/// One thread's io_uring; a clone is the same ring. See the crate's text for the loop around it.
+#[derive(Clone)]
+pub struct Ring(Rc<RefCell<Inner>>);
+
+/// Wakes a ring from another thread. A clone wakes the same ring.
+#[derive(Clone, Debug)]
+pub struct Wake(Arc<WakeState>);
+
+#[derive(Debug)]
+struct WakeState {
+    eventfd: OwnedFd,
+    /// The eventfd was written and the ring has not yet seen it: another write would tell nothing new.
+    pending: AtomicBool,
+}
+
+struct Inner {
+    uring: IoUring,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// What did not fit into the submission queue; goes in before anything newer.
+    backlog: VecDeque<squeue::Entry>,
+    pool: Option<Pool>,
+    wake: Wake,
+    wake_count: Box<[u8; 8]>,
+    /// Whether the read of the eventfd is in flight; never started again while `closing`.
+    wake_armed: bool,
+    closing: bool,
+    spin: Duration,
+}
+
+#[derive(Default)]
+struct Slot {
+    generation: u32,
+    flight: Option<Flight>,
+    scratch: Option<Box<Scratch>>,
+}
+
+struct Flight {
+    owner: Owner,
+    id: u64,
+    op: Op,
+}
+
+/// What the kernel reads besides the op's own memory; kept with the slot for the next op.
+struct Scratch {
+    iovecs: Vec<libc::iovec>,
+    message: libc::msghdr,
+    address: Option<sys::KernelAddress>,
+}
+
+/// User data of a cancellation, whose own completion says nothing.
+const CANCELLATION: u64 = u64::MAX;
+/// User data of the read of the eventfd.
+const WAKE: u64 = u64::MAX - 1;
+/// Marks, in the slot's number, the poll that goes before a read ([`Op::ReadWhenReady`]).
+const POLL_BIT: u64 = 1 << 31;
+/// How long a ring that is dropped waits for the kernel before it leaks what is still in flight.
+const DROP_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Ring {
+    /// A ring for the calling thread. Needs Linux 6.1.
+    pub fn new(config: Config) -> io::Result<Self> {
+        let uring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_clamp()
+            .setup_cqsize(config.entries * COMPLETIONS_PER_ENTRY)
+            .build(config.entries)
+            .map_err(|error| explain(&error))?;
+        let state = WakeState { eventfd: sys::eventfd()?, pending: AtomicBool::new(false) };
+        let mut inner = Inner {
+            uring,
+            slots: Vec::new(),
+            free: Vec::new(),
+            backlog: VecDeque::new(),
+            pool: None,
+            wake: Wake(Arc::new(state)),
+            wake_count: Box::new([0; 8]),
+            wake_armed: false,
+            closing: false,
+            spin: config.spin,
+        };
+        inner.read_wake();
+        Ok(Self(Rc::new(RefCell::new(inner))))
+    }
+
+    /// Registers the pool's memory as a fixed buffer, once per ring, so that positioned reads and writes need not pin its pages
+    /// each time. It pins the whole pool, so it pays for disks with O_DIRECT only. Where the kernel refuses, everything works
+    /// without; a warning says why.
+    pub fn register(&self, pool: &Pool) {
+        let mut inner = self.0.borrow_mut();
+        assert!(inner.pool.is_none(), "a ring registers one pool");
+        let (start, len) = pool.span();
+        let buffer = libc::iovec { iov_base: start.cast(), iov_len: len };
+        // SAFETY: start and len are the pool's mapping. `inner.pool` keeps it mapped until the ring is closed, which the
+        // order of Inner's fields puts first.
+        match unsafe { inner.uring.submitter().register_buffers(&[buffer]) } {
+            Ok(()) => {
+                pool.set_registered(0);
+                inner.pool = Some(pool.clone());
+            }
+            Err(error) => tracing::warn!(
+                "cannot register {} MiB of memory with io_uring: {error}; RLIMIT_MEMLOCK is {} KiB: run `ulimit -l \
+                 unlimited` or set LimitMEMLOCK=infinity; going on without, at some cost per read and write",
+                len >> 20,
+                sys::memlock_limit() >> 10
+            ),
+        }
+    }
+
+    /// Queues an operation; it starts at the next [`Ring::enter`]. Panics if its ranges lie outside its memory.
+    pub fn submit(&self, owner: Owner, id: u64, op: Op) -> Key {
+        self.0.borrow_mut().submit(Flight { owner, id, op })
+    }
+
+    /// Asks the kernel to end an operation; its completion still comes. Nothing happens if it has come already. Disk reads and
+    /// writes that have started end on their own.
+    pub fn cancel(&self, key: Key) {
+        self.0.borrow_mut().cancel(key);
+    }
+
+    /// Starts what was submitted and waits until something has completed, another thread wakes this one, or `deadline` has
+    /// passed (`None`: none). Returns at once if completions are waiting. Cost: one system call, none if there is nothing to
+    /// start and something has completed.
+    pub fn enter(&self, deadline: Option<Duration>) -> io::Result<()> {
+        self.0.borrow_mut().enter(deadline)
+    }
+
+    /// The next completed operation. Look at what other threads may have sent after this has returned `None`: whatever
+    /// came before their [`Wake::wake`] is visible then.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "None is not the end, as an iterator's would be"
+    )]
+    pub fn next(&self) -> Option<Completion> {
+        self.0.borrow_mut().next()
+    }
+
+    /// The handle by which other threads wake this one.
+    #[must_use]
+    pub fn wake(&self) -> Wake {
+        self.0.borrow().wake.clone()
+    }
+
+    /// Operations that have not completed.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.0.borrow().in_flight()
+    }
+}
+
+impl Wake {
+    /// Makes the ring's present or next [`Ring::enter`] return. Cost: a system call, none if the ring was woken already and
+    /// has not looked yet.
+    pub fn wake(&self) {
+        if !self.0.pending.swap(true, Ordering::AcqRel) {
+            sys::eventfd_add(&self.0.eventfd).expect("an eventfd of this process can be written");
+        }
+    }
+}
+
+impl Inner {
+    fn submit(&mut self, flight: Flight) -> Key {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        });
+        let slot = &mut self.slots[index as usize];
+        let flight = slot.flight.insert(flight);
+        let key = u64::from(slot.generation) << 32 | u64::from(index);
+        let poll = match &flight.op {
+            Op::ReadWhenReady { file, .. } => {
+                let poll = opcode::PollAdd::new(Fd(file.as_raw_fd()), libc::POLLIN as u32).build();
+                Some(
+                    poll.user_data(key | POLL_BIT)
+                        .flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS),
+                )
+            }
+            _ => None,
+        };
+        let scratch = slot.scratch.get_or_insert_default();
+        let entry = entry(&mut flight.op, scratch, self.pool.as_ref()).user_data(key);
+        match poll {
+            Some(poll) => self.push(&[poll, entry]),
+            None => self.push(&[entry]),
+        }
+        Key(key)
+    }
+
+    /// A polled read is either still its poll or already the read: the cancellation of the other finds nothing.
+    fn cancel(&mut self, Key(key): Key) {
+        let slot = &self.slots[(key & (POLL_BIT - 1)) as usize];
+        let Some(flight) = slot.flight.as_ref().filter(|_| slot.generation == (key >> 32) as u32)
+        else {
+            return;
+        };
+        let polled = matches!(flight.op, Op::ReadWhenReady { .. });
+        let cancel = |data| cancellation(opcode::AsyncCancel::new(data).build());
+        if polled {
+            self.push(&[cancel(key | POLL_BIT)]);
+        }
+        self.push(&[cancel(key)]);
+    }
+
+    /// Queues entries that belong together (links must not be torn by a submission between them).
+    fn push(&mut self, entries: &[squeue::Entry]) {
+        if self.backlog.is_empty() && self.fits(entries.len()) {
+            self.push_now(entries);
+            return;
+        }
+        self.backlog.extend(entries.iter().cloned());
+        self.drain_backlog();
+    }
+
+    /// Whether the submission queue has room, which submitting what is in it may make.
+    fn fits(&mut self, count: usize) -> bool {
+        let room = |uring: &mut IoUring| {
+            let queue = uring.submission();
+            queue.capacity() - queue.len() >= count
+        };
+        if room(&mut self.uring) {
+            return true;
+        }
+        // Errors (completions overflow) show again when `enter` submits.
+        let _ = self.uring.submit();
+        room(&mut self.uring)
+    }
+
+    fn push_now(&mut self, entries: &[squeue::Entry]) {
+        // SAFETY: the entries point to memory of slots in flight (invariant 1) or of `wake_count`, which lives as long as
+        // the ring; `entry` built them from ranges that it checked.
+        unsafe { self.uring.submission().push_multiple(entries) }
+            .expect("the queue has room, as was just checked");
+    }
+
+    fn drain_backlog(&mut self) {
+        while let Some(first) = self.backlog.front() {
+            let linked = first.get_user_data() & POLL_BIT != 0 && first.get_user_data() < WAKE;
+            let count = if linked { 2 } else { 1 };
+            if !self.fits(count) {
+                return;
+            }
+            let entries: Vec<_> = self.backlog.drain(..count).collect();
+            self.push_now(&entries);
+        }
+    }
+
+    fn enter(&mut self, deadline: Option<Duration>) -> io::Result<()> {
+        self.drain_backlog();
+        let completed = !self.uring.completion().is_empty();
+        if completed && self.uring.submission().is_empty() && self.backlog.is_empty() {
+            return Ok(());
+        }
+        let entered = match deadline {
+            _ if completed => self.enter_without_waiting(),
+            Some(Duration::ZERO) => self.enter_without_waiting(),
+            _ if !self.spin.is_zero() && self.spin(deadline)? => Ok(0),
+            Some(deadline) => {
+                let time = Timespec::from(deadline);
+                self.uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
+            }
+            None => self.uring.submit_and_wait(1),
+        };
+        match entered.map_err(|error| error.raw_os_error().unwrap_or(0)) {
+            // EBUSY, EAGAIN: the kernel wants its completions taken, or memory, first; what was queued stays queued.
+            Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+            Err(number) => Err(io::Error::from_raw_os_error(number)),
+        }
+    }
+
+    /// Submits, and has the kernel run what is due, without sleeping.
+    fn enter_without_waiting(&mut self) -> io::Result<usize> {
+        let queued = self.uring.submission().len() as u32;
+        // SAFETY: no argument is passed; the entries counted are those that `push_now` put in.
+        unsafe {
+            self.uring.submitter().enter::<libc::sigset_t>(queued, 0, IORING_ENTER_GETEVENTS, None)
+        }
+    }
+
+    /// Looks for completions for a while; whether there are some.
+    fn spin(&mut self, deadline: Option<Duration>) -> io::Result<bool> {
+        let until = Instant::now() + deadline.map_or(self.spin, |deadline| deadline.min(self.spin));
+        self.enter_without_waiting()?;
+        loop {
+            if !self.uring.completion().is_empty() {
+                return Ok(true);
+            }
+            if self.uring.submission().taskrun() {
+                self.enter_without_waiting()?;
+            } else if Instant::now() >= until {
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        loop {
+            let entry = self.uring.completion().next()?;
+            match entry.user_data() {
+                CANCELLATION => {}
+                WAKE => {
+                    // Acquire: what was sent before the wake is visible to who looks after this.
+                    self.wake.0.pending.swap(false, Ordering::AcqRel);
+                    self.wake_armed = false;
+                    if !self.closing {
+                        self.read_wake();
+                    }
+                }
+                // A poll completes visibly only if it failed; the kernel then drops the read behind it in silence
+                // (io_uring_enter(2), IOSQE_CQE_SKIP_SUCCESS).
+                data if data & POLL_BIT != 0 => {
+                    return Some(self.complete(data & !POLL_BIT, entry.result()));
+                }
+                data => return Some(self.complete(data, entry.result())),
+            }
+        }
+    }
+
+    fn complete(&mut self, data: u64, result: i32) -> Completion {
+        let index = data as u32;
+        let slot = &mut self.slots[index as usize];
+        assert!(slot.generation == (data >> 32) as u32, "a completion names a slot in flight");
+        let flight = slot.flight.take().expect("a completion names a slot in flight");
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(index);
+        let Flight { owner, id, mut op } = flight;
+        if let (Op::Accept { accepted, .. }, 0..) = (&mut op, result) {
+            *accepted = Some(File::new(sys::adopt(result)));
+        }
+        let result =
+            if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result as u32) };
+        Completion { owner, id, result, op }
+    }
+
+    fn read_wake(&mut self) {
+        self.wake_armed = true;
+        let eventfd = Fd(self.wake.0.eventfd.as_raw_fd());
+        let read = opcode::Read::new(eventfd, self.wake_count.as_mut_ptr(), 8).build();
+        self.push(&[read.user_data(WAKE)]);
+    }
+
+    fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Has everything cancelled and waits for it; false if the kernel did not let go in time.
+    fn settle(&mut self) -> bool {
+        let until = Instant::now() + DROP_TIMEOUT;
+        self.closing = true;
+        while self.in_flight() > 0 || self.wake_armed {
+            let any = CancelBuilder::any().all();
+            self.push(&[cancellation(opcode::AsyncCancel2::new(any).build())]);
+            if Instant::now() >= until || self.enter(Some(Duration::from_millis(100))).is_err() {
+                return false;
+            }
+            while self.next().is_some() {}
+        }
+        true
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !self.settle() {
+            tracing::error!(
+                operations = self.in_flight(),
+                "the kernel did not let go of operations in flight; their memory is given up"
+            );
+            std::mem::forget(std::mem::take(&mut self.slots));
+            std::mem::forget(self.pool.take());
+            std::mem::forget(std::mem::take(&mut self.wake_count));
+        }
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { iovecs: Vec::new(), message: EMPTY_MESSAGE, address: None }
+    }
+}
+
+impl Scratch {
+    /// Points the iovecs to the bytes of `pieces` behind the first `skip`.
+    fn gather(&mut self, pieces: &[Piece], mut skip: usize) {
+        self.iovecs.clear();
+        for piece in pieces {
+            let bytes = piece.bytes();
+            let skipped = skip.min(bytes.len());
+            skip -= skipped;
+            let bytes = &bytes[skipped..];
+            if !bytes.is_empty() && self.iovecs.len() < Op::PIECES_MAX {
+                let iov_base = bytes.as_ptr().cast_mut().cast();
+                self.iovecs.push(libc::iovec { iov_base, iov_len: bytes.len() });
+            }
+        }
+        assert!(skip == 0, "what is skipped lies inside the pieces");
+    }
+}
+
+/// The entry that has the kernel do `op`. Whatever it points to stays where it is until the completion: it belongs to the op
+/// or to the scratch, both of which the slot keeps.
+fn entry(op: &mut Op, scratch: &mut Scratch, pool: Option<&Pool>) -> squeue::Entry {
+    match op {
+        Op::Read { file, at, region, from, to } => {
+            let (file, (start, len)) = (Fd(file.as_raw_fd()), window(region, *from, *to));
+            match at {
+                Some(at) if is_fixed(pool, start, len) => {
+                    opcode::ReadFixed::new(file, start, len, 0).offset(*at).build()
+                }
+                at => opcode::Read::new(file, start, len).offset(at.unwrap_or(NO_OFFSET)).build(),
+            }
+        }
+        Op::ReadWhenReady { file, region, from, to } => {
+            let (start, len) = window(region, *from, *to);
+            opcode::Read::new(Fd(file.as_raw_fd()), start, len).offset(NO_OFFSET).build()
+        }
+        Op::Write { file, at, pieces, skip } => {
+            scratch.gather(pieces, *skip);
+            let file = Fd(file.as_raw_fd());
+            match (at, scratch.iovecs.as_slice()) {
+                (Some(at), [one]) if is_fixed(pool, one.iov_base.cast(), one.iov_len as u32) => {
+                    let start: *mut u8 = one.iov_base.cast();
+                    opcode::WriteFixed::new(file, start, one.iov_len as u32, 0).offset(*at).build()
+                }
+                (at, iovecs) => opcode::Writev::new(file, iovecs.as_ptr(), iovecs.len() as u32)
+                    .offset(at.unwrap_or(NO_OFFSET))
+                    .build(),
+            }
+        }
+        Op::Receive { file, region, from, to, all } => {
+            let (start, len) = window(region, *from, *to);
+            let flags = if *all { libc::MSG_WAITALL } else { 0 };
+            opcode::Recv::new(Fd(file.as_raw_fd()), start, len).flags(flags).build()
+        }
+        Op::Send { file, pieces, skip } => {
+            scratch.gather(pieces, *skip);
+            scratch.message.msg_iov = scratch.iovecs.as_mut_ptr();
+            scratch.message.msg_iovlen = scratch.iovecs.len();
+            let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+            opcode::SendMsg::new(Fd(file.as_raw_fd()), &raw const scratch.message)
+                .flags(flags)
+                .build()
+        }
+        Op::Sync { file, data_only } => {
+            let flags = if *data_only { FsyncFlags::DATASYNC } else { FsyncFlags::empty() };
+            opcode::Fsync::new(Fd(file.as_raw_fd())).flags(flags).build()
+        }
+        Op::Accept { listener, .. } => {
+            let (no_address, no_len) = (std::ptr::null_mut(), std::ptr::null_mut());
+            opcode::Accept::new(Fd(listener.as_raw_fd()), no_address, no_len)
+                .flags(libc::SOCK_CLOEXEC)
+                .build()
+        }
+        Op::Connect { file, address } => {
+            let address = scratch.address.insert(sys::KernelAddress::new(address));
+            opcode::Connect::new(Fd(file.as_raw_fd()), address.as_ptr(), address.len()).build()
+        }
+        Op::Poll { file, events } => opcode::PollAdd::new(Fd(file.as_raw_fd()), *events).build(),
+    }
+}
+
+/// A cancellation, whose own completion nobody wants.
+fn cancellation(entry: squeue::Entry) -> squeue::Entry {
+    entry.user_data(CANCELLATION).flags(squeue::Flags::SKIP_SUCCESS)
+}
+
+/// Where `region[from..to]` lies.
+fn window(region: &mut sealfs_transport::Region, from: usize, to: usize) -> (*mut u8, u32) {
+    let bytes = &mut region.bytes_mut()[from..to];
+    (bytes.as_mut_ptr(), u32::try_from(bytes.len()).expect("a region is smaller than 4 GiB"))
+}
+
+/// Whether this memory lies in the fixed buffer. A region of another thread's pool does not.
+fn is_fixed(pool: Option<&Pool>, start: *const u8, len: u32) -> bool {
+    pool.is_some_and(|pool| {
+        let (first, pool_len) = pool.span();
+        let offset = (start as usize).wrapping_sub(first as usize);
+        offset.checked_add(len as usize).is_some_and(|end| end <= pool_len)
+    })
+}
+
+fn explain(error: &io::Error) -> io::Error {
+    let hint = match error.raw_os_error() {
+        Some(libc::EPERM) => "it is switched off: set sysctl kernel.io_uring_disabled=0",
+        Some(libc::ENOSYS) => "this kernel has none, or a container's seccomp profile forbids it",
+        Some(libc::EINVAL) => "Linux 6.1 or newer is needed",
+        Some(libc::ENOMEM) => "RLIMIT_MEMLOCK is too small: run `ulimit -l unlimited`",
+        _ => "see dmesg",
+    };
+    io::Error::new(error.kind(), format!("cannot set io_uring up: {error}; {hint}"))
+}
+
+/// Completions that the queue holds per submission entry: operations stay in flight over many turns. More than that are kept
+/// by the kernel in slower memory, not lost.
+const COMPLETIONS_PER_ENTRY: u32 = 16;
+/// The file's own position, or none (sockets, pipes, devices).
+const NO_OFFSET: u64 = u64::MAX;
+/// Of linux/io_uring.h.
+const IORING_ENTER_GETEVENTS: u32 = 1;
+const EMPTY_MESSAGE: libc::msghdr = libc::msghdr {
+    msg_name: std::ptr::null_mut(),
+    msg_namelen: 0,
+    msg_iov: std::ptr::null_mut(),
+    msg_iovlen: 0,
+    msg_control: std::ptr::null_mut(),
+    msg_controllen: 0,
+    msg_flags: 0,
+};
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use sealfs_transport::{Arena, Region};
+
+    use super::*;
+
+    fn ring() -> Ring {
+        Ring::new(Config { entries: 8, ..Config::default() }).unwrap()
+    }
+
+    fn wait(ring: &Ring) -> Completion {
+        loop {
+            if let Some(completion) = ring.next() {
+                return completion;
+            }
+            ring.enter(Some(Duration::from_secs(10))).unwrap();
+        }
+    }
+
+    fn receive(file: &File, len: usize, all: bool) -> Op {
+        Op::Receive { file: file.clone(), region: Region::zeroed(len), from: 0, to: len, all }
+    }
+
+    fn filled(op: &Op) -> &[u8] {
+        match op {
+            Op::Read { region, .. }
+            | Op::ReadWhenReady { region, .. }
+            | Op::Receive { region, .. } => region.bytes(),
+            other => panic!("{other:?} fills nothing"),
+        }
+    }
+
+    fn round_trip_of_a_file(ring: &Ring, pool: &Pool) {
+        let file = File::new(tempfile::tempfile().unwrap());
+        let mut region = pool.take(8_192).unwrap();
+        region.bytes_mut()[..4_096].fill(1);
+        region.bytes_mut()[4_096..].fill(2);
+        let payload = region.freeze();
+        let pieces = vec![Piece::from(vec![9; 10]), payload.cut(4_090, 4_100).into()];
+        let at = Some(100);
+        ring.submit(Owner::Disk, 1, Op::Write { file: file.clone(), at, pieces, skip: 2 });
+        assert_eq!(wait(ring).result.unwrap(), 18);
+        let (at, pieces) = (Some(4_096), vec![payload.into()]);
+        ring.submit(Owner::Disk, 2, Op::Write { file: file.clone(), at, pieces, skip: 0 });
+        let written = wait(ring);
+        assert_eq!((written.owner, written.id, written.result.unwrap()), (Owner::Disk, 2, 8_192));
+        ring.submit(Owner::Disk, 3, Op::Sync { file: file.clone(), data_only: true });
+        assert_eq!(wait(ring).result.unwrap(), 0);
+        let region = pool.take(16_384).unwrap();
+        let read = Op::Read { file, at: Some(0), region, from: 0, to: 16_384 };
+        ring.submit(Owner::Disk, 4, read);
+        let read = wait(ring);
+        assert_eq!(read.result.unwrap(), 12_288);
+        let bytes = filled(&read.op);
+        assert_eq!(bytes[100..118], [9, 9, 9, 9, 9, 9, 9, 9, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2]);
+        assert!(bytes[4_096..8_192].iter().all(|&byte| byte == 1));
+        assert!(bytes[8_192..12_288].iter().all(|&byte| byte == 2));
+    }
+
+    #[test]
+    fn what_is_written_to_a_file_is_read_back_registered_or_not() {
+        let (ring, pool) = (ring(), Pool::new(1 << 20).unwrap());
+        round_trip_of_a_file(&ring, &pool);
+        ring.register(&pool);
+        assert!(pool.take(1).unwrap().registered().is_some());
+        round_trip_of_a_file(&ring, &pool);
+        round_trip_of_a_file(&ring, &Pool::new(1 << 20).unwrap());
+    }
+
+    #[test]
+    fn a_send_larger_than_the_socket_goes_out_whole_and_in_order() {
+        let ring = ring();
+        let (near, far) = UnixStream::pair().unwrap();
+        let (near, far) = (File::new(near), File::new(far));
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+        let pieces = bytes.chunks(10_000).map(|piece| piece.to_vec().into()).collect();
+        ring.submit(Owner::Tcp, 1, Op::Send { file: near, pieces, skip: 0 });
+        ring.submit(Owner::Tcp, 2, receive(&far, bytes.len(), true));
+        let done = [wait(&ring), wait(&ring)];
+        let received = done.iter().find(|done| done.id == 2).unwrap();
+        assert_eq!(*received.result.as_ref().unwrap() as usize, bytes.len());
+        assert!(filled(&received.op) == bytes);
+    }
+
+    #[test]
+    fn a_connection_is_accepted_and_its_end_is_seen() {
+        let ring = ring();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (listener, address) = crate::bind_listener(&any, 16, false).unwrap();
+        ring.submit(Owner::Tcp, 1, Op::Accept { listener, accepted: None });
+        let client = crate::stream(&address).unwrap();
+        ring.submit(Owner::Tcp, 2, Op::Connect { file: client.clone(), address });
+        let mut server = None;
+        for _ in 0..2 {
+            let done = wait(&ring);
+            done.result.unwrap();
+            if let Op::Accept { accepted, .. } = done.op {
+                server = accepted;
+            }
+        }
+        drop(server.unwrap());
+        ring.submit(Owner::Tcp, 3, receive(&client, 10, false));
+        assert_eq!(wait(&ring).result.unwrap(), 0);
+    }
+
+    #[test]
+    fn a_refused_connection_says_so() {
+        let ring = ring();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (listener, address) = crate::bind_listener(&any, 16, false).unwrap();
+        drop(listener);
+        let file = crate::stream(&address).unwrap();
+        ring.submit(Owner::Tcp, 1, Op::Connect { file, address });
+        assert_eq!(wait(&ring).result.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_cancelled_operation_completes_with_its_memory() {
+        let ring = ring();
+        let (near, _far) = UnixStream::pair().unwrap();
+        let near = File::new(near);
+        let waiting = ring.submit(Owner::Tcp, 7, receive(&near, 100, false));
+        ring.enter(Some(Duration::ZERO)).unwrap();
+        assert!(ring.next().is_none());
+        ring.cancel(waiting);
+        let done = wait(&ring);
+        assert_eq!(done.result.unwrap_err().raw_os_error(), Some(libc::ECANCELED));
+        assert_eq!((done.id, filled(&done.op).len()), (7, 100));
+        ring.cancel(waiting);
+        let region = Region::zeroed(1);
+        let reading = Op::ReadWhenReady { file: near, region, from: 0, to: 1 };
+        let waiting = ring.submit(Owner::Fuse, 8, reading);
+        ring.enter(Some(Duration::ZERO)).unwrap();
+        ring.cancel(waiting);
+        assert_eq!(wait(&ring).result.unwrap_err().raw_os_error(), Some(libc::ECANCELED));
+        assert_eq!(ring.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_nonblocking_device_is_read_when_it_is_ready() {
+        let ring = ring();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let region = Region::zeroed(16);
+        let reading = Op::ReadWhenReady { file: File::new(near), region, from: 4, to: 16 };
+        ring.submit(Owner::Fuse, 1, reading);
+        ring.enter(Some(Duration::from_millis(5))).unwrap();
+        assert!(ring.next().is_none());
+        far.write_all(b"late").unwrap();
+        let done = wait(&ring);
+        assert_eq!((done.result.unwrap(), &filled(&done.op)[4..8]), (4, &b"late"[..]));
+    }
+
+    #[test]
+    fn dropping_a_ring_gives_memory_in_flight_back() {
+        let pool = Pool::new(0).unwrap();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let ring = ring();
+        let region = pool.take(crate::REGION_LEN_MAX).unwrap();
+        let file = File::new(near);
+        ring.submit(Owner::Tcp, 1, Op::Receive { file, region, from: 0, to: 100, all: true });
+        ring.enter(Some(Duration::ZERO)).unwrap();
+        far.write_all(b"part").unwrap();
+        assert!(pool.take(crate::REGION_LEN_MAX).is_none());
+        drop(ring);
+        assert!(pool.take(crate::REGION_LEN_MAX).is_some());
+        assert_eq!(far.read(&mut [0; 1]).unwrap_or(0), 0, "the socket was closed too");
+    }
+
+    #[test]
+    fn another_thread_wakes_the_loop_each_time() {
+        let ring = ring();
+        let wake = ring.wake();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let other = std::thread::spawn(move || {
+            for number in 0..1_000 {
+                sender.send(number).unwrap();
+                wake.wake();
+            }
+        });
+        let mut expected = 0;
+        while expected < 1_000 {
+            ring.enter(None).unwrap();
+            assert!(ring.next().is_none());
+            receiver.try_iter().for_each(|number| {
+                assert_eq!(number, expected);
+                expected += 1;
+            });
+        }
+        other.join().unwrap();
+    }
+
+    #[test]
+    fn a_deadline_ends_the_wait_spinning_or_not() {
+        for spin in [Duration::ZERO, Duration::from_micros(300)] {
+            let ring = Ring::new(Config { entries: 8, spin }).unwrap();
+            let start = Instant::now();
+            ring.enter(Some(Duration::from_millis(3))).unwrap();
+            assert!(start.elapsed() >= Duration::from_millis(3) - spin);
+            assert!(ring.next().is_none());
+        }
+    }
+
+    #[test]
+    fn more_operations_than_the_queue_holds_all_complete() {
+        let ring = ring();
+        let pairs: Vec<_> = (0..500).map(|_| UnixStream::pair().unwrap()).collect();
+        let mut writers = Vec::new();
+        for (id, (near, far)) in pairs.into_iter().enumerate() {
+            let (file, region) = (File::new(near), Region::zeroed(1));
+            ring.submit(Owner::Fuse, id as u64, Op::ReadWhenReady { file, region, from: 0, to: 1 });
+            writers.push(far);
+        }
+        for writer in &mut writers {
+            writer.write_all(b"x").unwrap();
+        }
+        let mut ids: Vec<u64> = (0..500).map(|_| wait(&ring)).map(|done| done.id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, (0..500).collect::<Vec<_>>());
+    }
+}
