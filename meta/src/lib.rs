@@ -25,10 +25,12 @@ mod record;
 pub mod recover;
 pub mod snapshot;
 mod state;
+#[cfg(test)]
+mod testing;
 mod tx;
 
 pub use apply::{Applied, Effect, apply};
-pub use plan::{Asked, Facts, Planned, Question, Refused, plan, plan_reclaim, plan_settle_write};
+pub use plan::{Asked, Facts, Planned, Question, Refused, Target, plan, plan_reclaim, plan_write};
 pub use read::{read, waits};
 pub use record::{Answer, AttrChange, Change, KIND_VERSION, Origin, Record};
 pub use state::{

@@ -1,19 +1,85 @@
 //! Requests that change nothing.
 
-use sealfs_proto::{Errno, Reply, Request, TxId};
+use sealfs_proto::{Entry, Errno, Ino, Listed, Reply, Request, TxId, Who, limits};
 
-use crate::State;
+use crate::access::{READ, require};
+use crate::state::{Body, DirectoryEntry, Hold, Key};
+use crate::{State, part, plan::xattr};
 
 /// Answers `Lookup`, `List`, `Stat`, `ReadLink`, `XattrGet`, `XattrList` and `Parent`; EOPNOTSUPP for anything else.
 pub fn read(state: &State, request: &Request) -> Result<Reply, Errno> {
-    let _ = (state, request);
-    unimplemented!()
+    match request {
+        Request::Lookup { who, dir, name } => {
+            let found = part::entry(state, who, *dir, name)?.ok_or(Errno::ENOENT)?;
+            Ok(Reply::Entry(shown(state, found, true)))
+        }
+        Request::List { who, dir, cookie, bytes, attributes } => {
+            list(state, who, *dir, *cookie, *bytes, *attributes)
+        }
+        Request::Stat { ino } => Ok(Reply::Attr(state.live(*ino)?.attr.clone())),
+        Request::ReadLink { ino } => match &state.live(*ino)?.body {
+            Body::Symlink(target) => Ok(Reply::Bytes(target.clone())),
+            _ => Err(Errno::EINVAL),
+        },
+        Request::XattrGet { who, ino, name } => xattr::value(state.live(*ino)?, who, name),
+        Request::XattrList { who, ino } => Ok(xattr::names(state.live(*ino)?, who)),
+        Request::Parent { ino } => Ok(Reply::Parent(state.live_directory(*ino)?.1.parent)),
+        _ => Err(Errno::EOPNOTSUPP),
+    }
 }
 
-/// The prepared transaction whose decision the read must wait for, if what it looks at is held. Keys that this shard's own
-/// open transactions hold do not matter: until decided, the present is the truth.
+/// The prepared transaction whose decision the request must wait for, if what it looks at is held: for `Lookup`, `List`,
+/// `Stat`, `Parent` and `Open`. Keys that this shard's own open transactions hold do not matter: until decided, the present
+/// is the truth.
 #[must_use]
 pub fn waits(state: &State, request: &Request) -> Option<TxId> {
-    let _ = (state, request);
-    unimplemented!()
+    let prepared = |hold: &Hold| !hold.own;
+    let inode = |ino: Ino| state.holds.of(&Key::inode(ino)).filter(prepared);
+    let entries = |dir: Ino| state.holds.entries_of(dir).find(prepared);
+    let hold = match request {
+        Request::Lookup { dir, name, .. } => {
+            state.holds.of(&Key::entry(*dir, name)).filter(prepared)
+        }
+        Request::List { dir, .. } => entries(*dir),
+        Request::Stat { ino } | Request::Open { ino, .. } => inode(*ino).or_else(|| entries(*ino)),
+        Request::Parent { ino } => inode(*ino),
+        _ => None,
+    };
+    hold.map(|hold| hold.tx)
 }
+
+/// The entry, with attributes unless a prepared transaction may be about to change them: then a `Stat` waits for it.
+fn shown(state: &State, entry: &DirectoryEntry, attributes: bool) -> Entry {
+    let known = attributes && waits(state, &Request::Stat { ino: entry.ino }).is_none();
+    let inode = if known { state.inodes.get(&entry.ino) } else { None };
+    Entry { ino: entry.ino, kind: entry.kind, attr: inode.map(|inode| inode.attr.clone()) }
+}
+
+fn list(
+    state: &State,
+    who: &Who,
+    dir: Ino,
+    cookie: u64,
+    bytes: u32,
+    attributes: bool,
+) -> Result<Reply, Errno> {
+    let (inode, directory) = state.live_directory(dir)?;
+    require(inode, who, READ)?;
+    let mut room = bytes.min(limits::LIST_LEN_MAX) as usize;
+    let mut entries = Vec::new();
+    for (cookie, found) in directory.behind(cookie) {
+        let entry = shown(state, found, attributes);
+        let takes = LISTED_LEN + found.name.len() + entry.attr.as_ref().map_or(0, |_| ATTR_LEN);
+        if takes > room && !entries.is_empty() {
+            return Ok(Reply::List { entries, end: false });
+        }
+        room = room.saturating_sub(takes);
+        entries.push(Listed { cookie, name: found.name.to_vec(), entry });
+    }
+    Ok(Reply::List { entries, end: true })
+}
+
+/// Encoded bytes of a listed entry without its name and attributes: cookie, length, inode, kind, tag.
+const LISTED_LEN: usize = 8 + 8 + 8 + 4 + 1;
+/// Encoded bytes of attributes: six u64, seven u32 (kind included), three times of 12 bytes.
+const ATTR_LEN: usize = 6 * 8 + 7 * 4 + 3 * 12;

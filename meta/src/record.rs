@@ -7,7 +7,7 @@
 //! 2. [`KIND_VERSION`] changes with the layout of [`Record`]; the journal stores it with every entry.
 
 use sealfs_proto::{
-    Attr, Ino, Part, Prepare, Reply, Sequence, SessionId, ShardId, Time, TxId, Xattr,
+    Attr, Entry, Ino, Part, Prepare, Reply, Sequence, SessionId, ShardId, Time, TxId, Xattr,
 };
 use wincode::{SchemaRead, SchemaWrite};
 
@@ -42,11 +42,28 @@ pub enum Answer {
     /// `Reply::Done`.
     Done,
     /// `Reply::Entry` of this entry; attributes if the inode is in this shard.
-    Entry(sealfs_proto::Entry),
+    Entry(Entry),
     /// `Reply::Attr` of this inode.
     Attr(Ino),
     /// `Reply::Written`, with the inode's attributes.
     Written(Ino),
+}
+
+impl Answer {
+    /// An entry of inode 0 becomes that of the inode that the change made; one of an inode that `attrs` tells of gets its
+    /// kind. Attributes are those of a new inode only: others may change before the reply is read.
+    pub(crate) fn filled_in(self, attrs: &[Attr]) -> Self {
+        let Self::Entry(entry) = &self else { return self };
+        let new = entry.ino == Ino(0);
+        match attrs.iter().find(|attr| new || attr.ino == entry.ino) {
+            Some(attr) => Self::Entry(Entry {
+                ino: attr.ino,
+                kind: attr.kind,
+                attr: new.then(|| attr.clone()),
+            }),
+            None => self,
+        }
+    }
 }
 
 /// New values of attributes; what is `None` stays. ctime and the change counter always move.
@@ -70,6 +87,8 @@ pub struct AttrChange {
     pub next_generation: bool,
     /// The access ACL that the new mode brings along.
     pub acl: Option<Vec<u8>>,
+    /// File capabilities are lost (the owner or the data changed).
+    pub drop_capability: bool,
 }
 
 /// What changes. Numbers of variants are stored: new ones go to the end.
@@ -100,7 +119,7 @@ pub enum Change {
     Raise {
         /// Of which file.
         ino: Ino,
-        /// To this, if it is lower now.
+        /// To this; it never falls.
         bound: u64,
     },
     /// What writes did to a file's size, times and blocks. For a write of chunk 0 it stands in the entry of that write.
@@ -122,6 +141,8 @@ pub enum Change {
         ino: Ino,
         /// So many bytes.
         length: u32,
+        /// The bound that this needs.
+        bound: u64,
     },
     /// An extended attribute is set.
     XattrSet {
@@ -129,15 +150,17 @@ pub enum Change {
         ino: Ino,
         /// The attribute.
         xattr: Xattr,
-        /// The mode that an ACL brings along.
+        /// The mode that an access ACL brings along.
         mode: Option<u32>,
     },
-    /// Extended attributes are removed.
+    /// An extended attribute is removed.
     XattrRemove {
         /// Of which inode.
         ino: Ino,
         /// Its name.
         name: Vec<u8>,
+        /// The mode that an access ACL brings along which mode bits alone can say.
+        mode: Option<u32>,
     },
     /// A share of a transaction is prepared: its keys are held. Inode numbers are filled in.
     Prepared(Prepare),

@@ -19,9 +19,9 @@
 //! 2. A coordinator forgets a decision only after every participant has acknowledged it.
 //! 3. Participants are refused at once when a key is held: nobody waits holding keys.
 
-use sealfs_proto::{Attr, Part, Prepare, ShardId, Time, TxId};
+use sealfs_proto::{Attr, Errno, Part, Prepare, ShardId, Time, TxId};
 
-use crate::{Answer, Origin, Record, Refused, State};
+use crate::{Answer, Change, Origin, Record, Refused, State, part};
 
 /// A planned change over several shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,28 +51,52 @@ impl Transaction {
     /// The decision to commit, once all others are prepared. `attrs`: all that their replies brought.
     #[must_use]
     pub fn decide(self, tx: TxId, attrs: &[Attr]) -> Record {
-        let _ = (tx, attrs);
-        unimplemented!()
+        let Self { origin, now, mut own, others, answer } = self;
+        part::fill_in(&mut own, attrs);
+        let change = Change::Decided {
+            tx,
+            parts: own,
+            others: others.into_iter().map(|(shard, _)| shard).collect(),
+            answer: answer.filled_in(attrs),
+        };
+        Record { origin: Some(origin), now, change }
     }
 }
 
 /// A participant's answer to `Request::Prepare`: the record to append. Applying it gives the reply. A share that is
 /// prepared already is not prepared again: see [`State::is_prepared`].
+///
+/// Busy (EAGAIN on the wire) when a key is held, or when a name is not what the coordinator was told: it then plans again.
 pub fn prepare(state: &State, request: &Prepare) -> Result<Record, Refused> {
-    let _ = (state, request);
-    unimplemented!()
+    let mut request = request.clone();
+    part::check(state, &request.parts).map_err(|refused| match refused {
+        Refused::Errno(errno) if stale(&request.parts, errno) => Refused::Busy,
+        other => other,
+    })?;
+    part::draw_numbers(state, &mut request.parts);
+    Ok(Record { origin: None, now: request.now, change: Change::Prepared(request) })
+}
+
+/// Whether `errno` says that an entry is not what the coordinator expected. A coordinator's own entries were checked by
+/// its plan; entries elsewhere are a rename's target, of which it knew only what it had been told.
+fn stale(parts: &[Part], errno: Errno) -> bool {
+    parts.iter().any(|part| match part {
+        Part::AddEntry { .. } => errno == Errno::EEXIST,
+        Part::SwapEntry { .. } | Part::RemoveEntry { .. } => errno == Errno::ENOENT,
+        _ => false,
+    })
 }
 
 /// A participant's answer to `Request::Resolve`; `None` if it has nothing prepared (it knew the decision): answer `Done`.
 #[must_use]
 pub fn resolve(state: &State, tx: TxId, commit: bool, now: Time) -> Option<Record> {
-    let _ = (state, tx, commit, now);
-    unimplemented!()
+    let change = Change::Resolved { tx, commit };
+    state.prepared.contains_key(&tx).then_some(Record { origin: None, now, change })
 }
 
 /// All participants have acknowledged the decision; `None` if it is forgotten already.
 #[must_use]
 pub fn forget(state: &State, tx: TxId, now: Time) -> Option<Record> {
-    let _ = (state, tx, now);
-    unimplemented!()
+    let change = Change::Forgotten { tx };
+    state.decided.contains_key(&tx).then_some(Record { origin: None, now, change })
 }

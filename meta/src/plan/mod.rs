@@ -7,9 +7,21 @@
 //! 1. A record or transaction that `plan` gives is valid for the state it was given, until the next change of that state.
 //! 2. Facts about other shards may be stale: every part repeats its expectation and is checked again when prepared.
 
-use sealfs_proto::{Errno, Ino, Kind, Reply, Request, Time};
+mod attr;
+mod create;
+mod link;
+mod remove;
+mod rename;
+mod size;
+pub(crate) mod xattr;
 
-use crate::{Origin, Record, State, Transaction};
+use std::collections::BTreeMap;
+
+use sealfs_proto::{Attr, Errno, Ino, Kind, Part, Reply, Request, ShardId, Time};
+
+use crate::{Answer, Change, Origin, Record, State, Transaction, part};
+use remove::Removal;
+pub use size::{plan_reclaim, plan_write};
 
 /// Who asks, when, and what was found out so far.
 #[derive(Clone, Debug)]
@@ -25,20 +37,30 @@ pub struct Asked {
 }
 
 /// Answers to questions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// [`Question::Target`]: what the name is, `Some(None)` if there is none.
-    pub target: Option<Option<(Ino, Kind)>>,
+    /// [`Question::Target`].
+    pub target: Option<Target>,
     /// [`Question::Ancestry`]: the rename lock is held and the walks met nothing forbidden.
     pub ancestry: bool,
     /// [`Question::End`]: the file's generation when it was asked, and the end of its data on all nodes.
     pub end: Option<(u64, u64)>,
 }
 
+/// The place that a rename goes to, in another shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The directory's attributes.
+    pub dir: Attr,
+    /// What the name is at present.
+    pub entry: Option<(Ino, Kind)>,
+}
+
 /// What must be known before the plan can be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// What is `name` in `dir`: `Request::Lookup` as root to the directory's shard (ENOENT: nothing).
+    /// What is `name` in `dir`: `Request::Stat` of the directory and `Request::Lookup` as root, both to its shard. An errno
+    /// of the first, or another than ENOENT of the second, ends the request with it.
     Target {
         /// The directory.
         dir: Ino,
@@ -93,29 +115,74 @@ impl From<Errno> for Refused {
 }
 
 /// Plans a change: every request that is a "Change" of names or inodes, `Open` included. Requests that only read go to
-/// [`crate::read`]; those of chunks, locks, sessions and nodes are the server's (EOPNOTSUPP here). The chunk-0 write's
-/// settlement is planned by [`plan_settle_write`].
+/// [`crate::read`]; those of chunks, locks, sessions and nodes, and `Close`, are the server's (EOPNOTSUPP here). A write of
+/// chunk 0 is planned by [`plan_write`].
 pub fn plan(state: &State, request: &Request, asked: &Asked) -> Result<Planned, Refused> {
-    let _ = (state, request, asked);
-    unimplemented!()
+    match request {
+        Request::Create { .. } | Request::CreateUnnamed { .. } | Request::Mkdir { .. } => {
+            create::plan(state, request, asked)
+        }
+        Request::Unlink { who, dir, name } => {
+            remove::plan(state, asked, who, *dir, name, Removal::File)
+        }
+        Request::Rmdir { who, dir, name } => {
+            remove::plan(state, asked, who, *dir, name, Removal::Directory)
+        }
+        Request::Rename { who, dir, name, target_dir, target_name, flag } => {
+            let source = rename::Place { dir: *dir, name };
+            let target = rename::Place { dir: *target_dir, name: target_name };
+            rename::plan(state, asked, who, source, target, *flag)
+        }
+        Request::Link { who, ino, dir, name } => link::plan(state, asked, who, *ino, *dir, name),
+        Request::SetAttr { who, ino, set, opened } => {
+            attr::plan(state, asked, who, *ino, set, *opened)
+        }
+        Request::Open { who, ino, access, truncate } => {
+            attr::plan_open(state, asked, who, *ino, *access, *truncate)
+        }
+        Request::Raise { .. } | Request::Settle { .. } | Request::Reserve { .. } => {
+            size::plan(state, request, asked)
+        }
+        Request::XattrSet { who, ino, xattr, flag, clear_sgid } => {
+            xattr::plan_set(state, asked, who, *ino, xattr, *flag, *clear_sgid)
+        }
+        Request::XattrRemove { who, ino, name } => {
+            xattr::plan_remove(state, asked, who, *ino, name)
+        }
+        _ => Err(Errno::EOPNOTSUPP.into()),
+    }
 }
 
-/// The settlement of a write of `from..to` to chunk 0, to stand in the entry of that write; `blocks` more 512-byte units
-/// are allocated. Busy while a cut is pending that the write would reach. The reply is `Written` with attributes.
-pub fn plan_settle_write(
-    state: &State,
-    ino: Ino,
-    to: u64,
-    blocks: i64,
-    asked: &Asked,
-) -> Result<Record, Refused> {
-    let _ = (state, ino, to, blocks, asked);
-    unimplemented!()
+impl Asked {
+    /// The record of this request that changes `change`.
+    fn record(&self, change: Change) -> Planned {
+        Planned::Record(Record { origin: Some(self.origin), now: self.now, change })
+    }
+
+    /// A change of names: the parts by the shard that they are for. One record if all are this shard's own.
+    fn parts(&self, state: &State, parts: Shares, answer: Answer) -> Result<Planned, Refused> {
+        let mut shares = parts.0;
+        let mut own = shares.remove(&state.shard).unwrap_or_default();
+        part::check(state, &own)?;
+        if !shares.is_empty() {
+            let others = shares.into_iter().collect();
+            let (origin, now) = (self.origin, self.now);
+            return Ok(Planned::Transaction(Transaction { origin, now, own, others, answer }));
+        }
+        part::draw_numbers(state, &mut own);
+        let new = part::new_attrs(&own);
+        part::fill_in(&mut own, &new);
+        let answer = answer.filled_in(&new);
+        Ok(self.record(Change::Parts { parts: own, answer }))
+    }
 }
 
-/// The end of an inode without links that nobody has open; Busy while a transaction holds it, ENOENT if it has links or is
-/// being reclaimed already.
-pub fn plan_reclaim(state: &State, ino: Ino, now: Time) -> Result<Record, Refused> {
-    let _ = (state, ino, now);
-    unimplemented!()
+/// The parts of a change, by the shard that they are for.
+#[derive(Default)]
+struct Shares(BTreeMap<ShardId, Vec<Part>>);
+
+impl Shares {
+    fn add(&mut self, shard: ShardId, part: Part) {
+        self.0.entry(shard).or_default().push(part);
+    }
 }

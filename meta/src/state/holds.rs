@@ -14,7 +14,7 @@
 //! 2. Keys of prepared transactions are derived from `State::prepared` and rebuilt with it; a coordinator's own keys are
 //!    in memory only: after a crash its undecided transactions are aborted anyway.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sealfs_proto::{Ino, Part, TxId};
 
@@ -50,30 +50,34 @@ pub(crate) struct Hold {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Holds {
     keys: BTreeMap<Key, Hold>,
-    open: BTreeSet<TxId>,
+    /// The keys of each transaction, and whether this process coordinates it.
+    by_tx: BTreeMap<TxId, (bool, Vec<Key>)>,
 }
 
 impl Holds {
-    /// Holds `keys`, which nobody may hold, for `tx`.
-    pub(crate) fn hold(&mut self, tx: TxId, keys: Vec<(Key, bool)>, own: bool) {
-        if own {
-            self.open.insert(tx);
+    /// Holds the keys of `parts` for `tx`. Nobody holds them: the parts were checked on this state.
+    pub(crate) fn hold(&mut self, tx: TxId, parts: &[Part], own: bool) {
+        let keys = keys(parts);
+        for (key, ends) in &keys {
+            let hold = self.keys.entry(key.clone()).or_insert(Hold { tx, own, ends: *ends });
+            hold.ends |= *ends;
         }
-        for (key, ends) in keys {
-            let before = self.keys.insert(key, Hold { tx, own, ends });
-            assert!(before.is_none_or(|hold| hold.tx == tx), "a key has one holder");
-        }
+        self.by_tx.insert(tx, (own, keys.into_iter().map(|(key, _)| key).collect()));
     }
 
     /// Gives up every key of `tx`.
     pub(crate) fn release(&mut self, tx: TxId) {
-        self.open.remove(&tx);
-        self.keys.retain(|_, hold| hold.tx != tx);
+        let (_, keys) = self.by_tx.remove(&tx).unwrap_or_default();
+        for key in keys {
+            if self.keys.get(&key).is_some_and(|hold| hold.tx == tx) {
+                self.keys.remove(&key);
+            }
+        }
     }
 
     /// Whether this process coordinates `tx` and has not decided it.
     pub(crate) fn is_open(&self, tx: TxId) -> bool {
-        self.open.contains(&tx)
+        self.by_tx.get(&tx).is_some_and(|(own, _)| *own)
     }
 
     /// Who holds the key.
@@ -86,10 +90,22 @@ impl Holds {
         let from = Key { ino: dir, name: Some(Vec::new()) };
         self.keys.range(from..).take_while(move |(key, _)| key.ino == dir).map(|(_, hold)| *hold)
     }
+
+    /// Whether parts must wait for somebody: one of their keys is held, an entry's directory ends, or a directory that
+    /// ends has a held entry.
+    pub(crate) fn hinder(&self, parts: &[Part]) -> bool {
+        !self.keys.is_empty()
+            && keys(parts).iter().any(|(key, ends)| {
+                self.keys.contains_key(key)
+                    || (*ends && self.entries_of(key.ino).next().is_some())
+                    || (key.name.is_some()
+                        && self.of(&Key::inode(key.ino)).is_some_and(|hold| hold.ends))
+            })
+    }
 }
 
 /// The keys that parts hold, and whether each ends a directory.
-pub(crate) fn keys(parts: &[Part]) -> Vec<(Key, bool)> {
+fn keys(parts: &[Part]) -> Vec<(Key, bool)> {
     let key = |part: &Part| match part {
         Part::NewInode { .. } => None,
         Part::AddEntry { dir, name, .. }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sealfs_proto::{Attr, Ino, Kind, Xattr};
+use sealfs_proto::{Attr, Ino, Kind, Time, Xattr};
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::Directory;
@@ -65,5 +65,16 @@ impl Inode {
             Body::Directory(directory) => Some(directory),
             _ => None,
         }
+    }
+
+    /// The inode changes at `now`.
+    pub(crate) const fn touch(&mut self, now: Time) {
+        self.attr.ctime = now;
+        self.attr.change += 1;
+    }
+
+    /// No byte of the file lies in another shard: only chunk 0 can exist.
+    pub(crate) const fn is_local(&self) -> bool {
+        !matches!(self.attr.kind, Kind::File) || self.attr.bound <= self.attr.chunk_size as u64
     }
 }

@@ -17,11 +17,11 @@ mod sessions;
 use std::collections::BTreeMap;
 
 use sealfs_proto::{
-    Attr, Ino, Kind, Part, Prepare, Reply, Sequence, SessionId, ShardId, Time, TxId, limits,
+    Attr, Errno, Ino, Kind, Part, Prepare, Reply, Sequence, SessionId, ShardId, Time, TxId, limits,
 };
 
 pub use directory::{Directory, DirectoryEntry};
-pub(crate) use holds::{Holds, Key, keys};
+pub(crate) use holds::{Hold, Holds, Key};
 pub use inode::{Body, Inode, Unlinked};
 pub(crate) use numbers::Numbers;
 pub use numbers::Range;
@@ -62,6 +62,21 @@ impl Default for RootOptions {
 }
 
 impl State {
+    /// An inode that can be used: ESTALE if there is none or its chunks are being dropped.
+    pub(crate) fn live(&self, ino: Ino) -> Result<&Inode, Errno> {
+        let inode = self.inodes.get(&ino).ok_or(Errno::ESTALE)?;
+        match self.unlinked.get(&ino) {
+            Some(Unlinked::Reclaiming) => Err(Errno::ESTALE),
+            _ => Ok(inode),
+        }
+    }
+
+    /// A live directory and its entries: ENOTDIR if it is something else.
+    pub(crate) fn live_directory(&self, ino: Ino) -> Result<(&Inode, &Directory), Errno> {
+        let inode = self.live(ino)?;
+        Ok((inode, inode.directory().ok_or(Errno::ENOTDIR)?))
+    }
+
     /// An empty shard, as format leaves it. Shard 0 is made by [`State::with_root`].
     #[must_use]
     pub fn new(shard: ShardId) -> Self {
@@ -198,7 +213,7 @@ impl State {
     /// Opens a transaction in memory: holds the keys of the coordinator's own parts until [`State::release`] or its
     /// decision. The parts must have passed [`crate::plan`] since the last change of this state.
     pub fn hold(&mut self, tx: TxId, own: &[Part]) {
-        self.holds.hold(tx, keys(own), true);
+        self.holds.hold(tx, own, true);
     }
 
     /// Gives up a transaction that was not decided.
