@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use sealfs_proto::nodes::{self, NodeList};
 use sealfs_proto::{NodeId, limits};
 use sealfs_server_core::Durability;
+use sealfs_transport::Key;
 use serde::Deserialize;
 
 /// What a person says, on the command line or in a file; nothing is required and nothing is checked yet. Field names are
@@ -40,6 +41,8 @@ pub struct Settings {
     pub memory: Option<String>,
     /// Seconds after which a silent client's session ends.
     pub lease: Option<u64>,
+    /// Accepts a data directory that is a copy, whose original is gone for good.
+    pub adopt: Option<bool>,
 }
 
 /// A checked configuration.
@@ -54,7 +57,7 @@ pub struct Config {
     /// All nodes; `id` is one of them.
     pub nodes: NodeList,
     /// The cluster's shared key.
-    pub key: Vec<u8>,
+    pub key: Key,
     /// One thread each; the processor to pin it to, or `None`: not pinned. Never empty.
     pub cores: Vec<Option<usize>>,
     /// When a change counts as kept.
@@ -65,6 +68,8 @@ pub struct Config {
     pub memory: usize,
     /// A session that has sent nothing for so long has ended, milliseconds.
     pub lease_ms: u64,
+    /// Accepts a data directory that is a copy.
+    pub adopt: bool,
 }
 
 /// Settings that make no configuration.
@@ -96,6 +101,7 @@ impl Settings {
             size: self.size.or(below.size),
             memory: self.memory.or(below.memory),
             lease: self.lease.or(below.lease),
+            adopt: self.adopt.or(below.adopt),
         }
     }
 
@@ -130,6 +136,7 @@ impl Settings {
             volume_len,
             memory,
             lease_ms,
+            adopt: self.adopt.unwrap_or(false),
         })
     }
 }
@@ -162,11 +169,11 @@ fn read_text(what: &str, path: &Path, next: &str) -> Result<String, ConfigError>
     })
 }
 
-/// Reads a key: the file's content byte for byte, of any kind. A key that others on the machine can read is no secret.
-fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
+/// Reads a key file. A key that others on the machine can read is no secret.
+fn read_key(path: &Path) -> Result<Key, ConfigError> {
     let shown = path.display();
     let wrong = |cause: String| ConfigError(format!("key file {shown}: {cause}"));
-    let make = format!("make one with `(umask 077; head -c 32 /dev/urandom > {shown})`");
+    let make = format!("make one with `sealfs key {shown}`");
     let file = File::open(path).map_err(|error| wrong(format!("{error}; {make}")))?;
     let mode = file.metadata().map_err(|error| wrong(error.to_string()))?.mode();
     if mode & 0o077 != 0 {
@@ -175,17 +182,13 @@ fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
             mode & 0o777
         )));
     }
-    let mut key = Vec::new();
-    file.take(KEY_LEN_MAX as u64 + 1)
-        .read_to_end(&mut key)
-        .map_err(|error| wrong(error.to_string()))?;
-    if !(KEY_LEN_MIN..=KEY_LEN_MAX).contains(&key.len()) {
-        return Err(wrong(format!(
-            "a key has {KEY_LEN_MIN} to {KEY_LEN_MAX} bytes, this file has {}; {make}",
-            if key.len() > KEY_LEN_MAX { "more".to_owned() } else { key.len().to_string() }
-        )));
-    }
-    Ok(key)
+    let mut text = Vec::new();
+    file.take(KEY_FILE_LEN_MAX).read_to_end(&mut text).map_err(|error| wrong(error.to_string()))?;
+    Key::from_hex(&text).ok_or_else(|| {
+        wrong(format!(
+            "it does not hold 64 hexadecimal digits; copy it from another node, or {make}"
+        ))
+    })
 }
 
 /// Which node this is, and where it listens.
@@ -293,10 +296,8 @@ fn cores_default() -> Vec<Option<usize>> {
     vec![None; cores]
 }
 
-/// As much as SHA-256 can use; shorter ones could be guessed.
-const KEY_LEN_MIN: usize = 32;
-/// A longer file is not a key but a mistake.
-const KEY_LEN_MAX: usize = 4_096;
+/// 64 digits and some white space; what lies behind is not a key anyway.
+const KEY_FILE_LEN_MAX: u64 = 4_096;
 /// 128 requests of 1 MiB in flight per core.
 const MEMORY: usize = 128 << 20;
 /// A core must be able to hold a few requests of 1 MiB.
@@ -323,7 +324,7 @@ mod tests {
             data: Some(dir.join("data")),
             listen: Some("127.0.0.1:7002".into()),
             nodes: Some("127.0.0.1:7001,127.0.0.1:7002".into()),
-            key: Some(write_key(dir, &[7; 32], 0o600)),
+            key: Some(write_key(dir, &[b'7'; 64], 0o600)),
             ..Settings::default()
         }
     }
@@ -386,7 +387,7 @@ mod tests {
             (with(|s| s.key = None), ["key: not given", "--key FILE"]),
             (with(|s| s.nodes = Some("a:7000,b".into())), ["nodes `a:7000,b`", "no port"]),
             (with(|s| s.nodes = Some("/none/nodes".into())), ["/none/nodes", "existing file"]),
-            (with(|s| s.key = Some("/none/key".into())), ["/none/key", "head -c 32"]),
+            (with(|s| s.key = Some("/none/key".into())), ["/none/key", "sealfs key"]),
             (with(|s| s.listen = Some("c:1".into())), ["2@127.0.0.1:7002", "--id N"]),
             (with(|s| s.listen = None), ["id: not given", "--id N"]),
             (with(|s| s.id = Some(9)), ["id 9: no such node", "1@127.0.0.1:7001"]),
@@ -414,10 +415,9 @@ mod tests {
         let refused = |bytes: &[u8], mode| {
             read_key(&write_key(dir.path(), bytes, mode)).unwrap_err().to_string()
         };
-        assert!(refused(&[7; 32], 0o640).contains("chmod 600"));
-        assert!(refused(&[7; 31], 0o600).contains("32 to 4096 bytes, this file has 31"));
-        assert!(refused(&[7; 5_000], 0o600).contains("this file has more"));
-        assert_eq!(read_key(&write_key(dir.path(), &[7; 33], 0o400)).unwrap(), [7; 33]);
+        assert!(refused(&[b'7'; 64], 0o640).contains("chmod 600"));
+        assert!(refused(&[b'7'; 63], 0o600).contains("64 hexadecimal digits"));
+        assert!(read_key(&write_key(dir.path(), &[b'7'; 64], 0o400)).is_ok());
     }
 
     #[test]

@@ -44,6 +44,12 @@ pub(crate) struct Args {
     /// Buffers per core: `128M`.
     #[arg(long)]
     memory: Option<String>,
+    /// Seconds after which a silent client's session ends. Default: 120.
+    #[arg(long, value_name = "SECONDS")]
+    lease: Option<u64>,
+    /// Accepts a data directory that is a copy, whose original is gone for good.
+    #[arg(long)]
+    adopt: bool,
     /// Settings as TOML, named as the flags; flags win.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -61,6 +67,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         durability: args.durability,
         size: args.size,
         memory: args.memory,
+        lease: args.lease,
+        adopt: args.adopt.then_some(true),
     };
     let settings = match &args.config {
         Some(file) => flags.over(Settings::from_file(file)?),
