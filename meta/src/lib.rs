@@ -20,6 +20,8 @@ pub mod check;
 pub mod journal;
 mod part;
 mod plan;
+#[cfg(test)]
+mod random_test;
 mod read;
 mod record;
 pub mod recover;

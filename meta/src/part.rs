@@ -246,4 +246,4 @@ const fn subdirectories(kind: Kind) -> i32 {
 }
 
 /// What an entry counts in its directory's st_size: about what it takes in memory.
-const ENTRY_SIZE: u64 = 64;
+pub(crate) const ENTRY_SIZE: u64 = 64;

@@ -75,6 +75,11 @@ impl Holds {
         }
     }
 
+    /// Whether `tx` holds all keys of `parts`.
+    pub(crate) fn all_held(&self, tx: TxId, parts: &[Part]) -> bool {
+        keys(parts).iter().all(|(key, _)| self.of(key).is_some_and(|hold| hold.tx == tx))
+    }
+
     /// Whether this process coordinates `tx` and has not decided it.
     pub(crate) fn is_open(&self, tx: TxId) -> bool {
         self.by_tx.get(&tx).is_some_and(|(own, _)| *own)

@@ -26,7 +26,7 @@ pub use inode::{Body, Inode, Unlinked};
 pub(crate) use numbers::Numbers;
 pub use numbers::Range;
 pub use sessions::Kept;
-pub(crate) use sessions::Sessions;
+pub(crate) use sessions::{Session, Sessions};
 
 /// The state of one shard. An empty one is a few hundred bytes.
 #[derive(Clone, Debug)]

@@ -36,6 +36,12 @@ impl Default for Numbers {
 }
 
 impl Numbers {
+    /// As a snapshot has them: nothing may be drawn before [`Numbers::skip`].
+    pub(crate) const fn unsynced(inode: u64, end: Range) -> Self {
+        let synced = Range { inodes: 0, transactions: 0 };
+        Self { inode, transaction: end.transactions, end, synced }
+    }
+
     /// The number of the next new inode, `ahead` further on.
     pub(crate) fn inode(&self, ahead: u64) -> Option<u64> {
         Some(self.inode + ahead).filter(|number| *number < self.synced.inodes)

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 
 use sealfs_proto::{Reply, Sequence, SessionId};
-use wincode::{SchemaRead, SchemaWrite};
 
 use crate::Origin;
 
@@ -22,7 +21,7 @@ pub enum Kept<'a> {
 }
 
 /// One session as the shard knows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, SchemaRead, SchemaWrite)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Session {
     pub(crate) watermark: Sequence,
     pub(crate) replies: BTreeMap<Sequence, Reply>,
