@@ -32,7 +32,9 @@ mod testing;
 mod tx;
 
 pub use apply::{Applied, Effect, apply};
-pub use plan::{Asked, Facts, Planned, Question, Refused, Target, plan, plan_reclaim, plan_write};
+pub use plan::{
+    Asked, Facts, Planned, Question, Refused, Target, plan, plan_reclaim, plan_settle_write,
+};
 pub use read::{read, waits};
 pub use record::{Answer, AttrChange, Change, KIND_VERSION, Origin, Record};
 pub use state::{

@@ -21,7 +21,7 @@ use sealfs_proto::{Attr, Errno, Ino, Kind, Part, Reply, Request, ShardId, Time};
 
 use crate::{Answer, Change, Origin, Record, State, Transaction, part};
 use remove::Removal;
-pub use size::{plan_reclaim, plan_write};
+pub use size::{plan_reclaim, plan_settle_write};
 
 /// Who asks, when, and what was found out so far.
 #[derive(Clone, Debug)]
@@ -116,7 +116,7 @@ impl From<Errno> for Refused {
 
 /// Plans a change: every request that is a "Change" of names or inodes, `Open` included. Requests that only read go to
 /// [`crate::read`]; those of chunks, locks, sessions and nodes, and `Close`, are the server's (EOPNOTSUPP here). A write of
-/// chunk 0 is planned by [`plan_write`].
+/// chunk 0 is planned by [`plan_settle_write`].
 pub fn plan(state: &State, request: &Request, asked: &Asked) -> Result<Planned, Refused> {
     match request {
         Request::Create { .. } | Request::CreateUnnamed { .. } | Request::Mkdir { .. } => {

@@ -31,7 +31,7 @@ pub(super) fn plan(state: &State, request: &Request, asked: &Asked) -> Result<Pl
 /// The settlement of a write of chunk 0 up to byte `to` of the file, to stand in the entry of that write; `blocks` more
 /// 512-byte units are allocated. Busy while a cut is pending that the write would reach. Applying it gives
 /// `Reply::Written` with attributes.
-pub fn plan_write(
+pub fn plan_settle_write(
     state: &State,
     ino: Ino,
     to: u64,
