@@ -221,12 +221,12 @@ impl File {
         self.state.borrow_mut().settling = None;
     }
 
-    /// It may or may not know it: what can be told twice is told again, and the failure is reported. Tells whether the file
-    /// was clean but for that.
-    pub(crate) fn not_settled(&self, errno: Errno) -> bool {
+    /// It may or may not know it; the failure is reported. With `again`, what can be told twice is dirty again; tells
+    /// whether the file was clean but for that.
+    pub(crate) fn not_settled(&self, errno: Errno, again: bool) -> bool {
         let lost = self.state.borrow_mut().settling.take();
         self.fail(errno);
-        lost.is_some_and(|lost| self.wrote(Dirty { blocks: 0, ..lost }))
+        lost.is_some_and(|lost| again && self.wrote(Dirty { blocks: 0, ..lost }))
     }
 
     /// Something failed that no program was waiting for.
@@ -511,7 +511,7 @@ pub(crate) mod tests {
         let (one, two) = (opened(&mut table), opened(&mut table));
         one.file.wrote(DIRTY);
         one.file.begin_settling();
-        assert!(one.file.not_settled(Errno::ENOSPC));
+        assert!(one.file.not_settled(Errno::ENOSPC, true));
         let late = opened(&mut table);
         assert_eq!(one.report(), Err(Errno::ENOSPC));
         assert_eq!(one.report(), Ok(()));

@@ -82,17 +82,23 @@ impl Fs {
     pub fn turn(&self, now: Instant) -> Option<Instant> {
         self.0.now.set(now);
         self.0.timers.fire(now);
+        let waits = !self.0.turns.is_empty();
         self.0.turns.wake_all();
         while let Some((_, ino)) = self.next_due(now) {
-            if let Some(file) = self.file(ino) {
-                self.spawn(self.clone().settle_in_background(file));
+            match self.file(ino) {
+                Some(file) if file.is_dirty() => {
+                    self.spawn(self.clone().settle_in_background(file));
+                }
+                _ => self.table().forget_idle(ino),
             }
         }
         let due = self.0.due.borrow().front().map(|(due, _)| *due);
-        [due, self.0.timers.deadline()].into_iter().flatten().min()
+        // Regions come back without a word.
+        let regions = waits.then(|| now.after_ms(1));
+        [due, regions, self.0.timers.deadline()].into_iter().flatten().min()
     }
 
-    /// Takes the regions of one read, all at once, as soon as there are enough.
+    /// Takes the regions of one read, all at once, as soon as there are enough. The arena has room for the largest read.
     pub(crate) async fn regions(&self, lens: &[usize]) -> Vec<Region> {
         let take = || lens.iter().map(|len| self.0.arena.take(*len)).collect::<Option<Vec<_>>>();
         let _first = self.0.taking.exclusive().await;

@@ -1,7 +1,7 @@
 //! Bytes: reads and writes, cut at chunk borders, all chunks of one operation in flight at once.
 //!
-//! 1. Before a byte at or beyond `bound` is written to a chunk other than the first, `bound` is raised above it and is
-//!    durable. The first chunk needs none: its inode's shard writes it itself.
+//! 1. Before a byte at or beyond `bound` is written, `bound` is raised above it and is durable. It begins at the end of the
+//!    first chunk, so that a small file needs no raise.
 //! 2. A read answers fewer bytes than it was asked for only at the end of the file.
 //! 3. A read takes all its regions at once or none, so that two reads never wait for each other's.
 
@@ -181,7 +181,7 @@ impl Fs {
 
     /// Makes sure that bytes below `end` may be written.
     pub(crate) async fn raise(&self, file: &File, end: u64) -> Result<(), Errno> {
-        if end <= file.bound().max(u64::from(file.chunk_size())) {
+        if end <= file.bound() {
             return Ok(());
         }
         let _one = file.raising.exclusive().await;

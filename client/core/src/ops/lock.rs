@@ -34,7 +34,16 @@ impl Fs {
             }
             Some(interrupt) => self.wait_for_lock(&open, lock, interrupt).await?,
         }
-        self.locked(&open, lock, session)
+        // The session may have ended behind the grant (then the lock is lost already) or before it (then it is held in a new
+        // session, by a handle that may have lost others): neither is what was asked for.
+        if self.session_of(ino) != session {
+            let _ = self.unlock(&open.file, Lock { kind: LockKind::Unlock, ..lock }).await;
+            return Err(Errno::EIO);
+        }
+        open.file.apply_lock(lock);
+        open.locked_by(lock.space, lock.owner);
+        open.file.make_stale();
+        Ok(())
     }
 
     /// The lock that stands in the way of `lock`.
@@ -107,17 +116,6 @@ impl Fs {
                 Either::Second(()) => None,
             };
         }
-    }
-
-    fn locked(&self, open: &Open, lock: Lock, session: u64) -> Result<(), Errno> {
-        // Granted by a session that has ended since: it is lost already.
-        if self.session_of(open.file.ino) != session {
-            return Err(Errno::EIO);
-        }
-        open.file.apply_lock(lock);
-        open.locked_by(lock.space, lock.owner);
-        open.file.make_stale();
-        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use sealfs_proto::{Errno, Ino, NodeId, Request};
-use sealfs_transport::tasks::join_all;
+use sealfs_transport::tasks::{join_all, race};
 
 use crate::file::{Dirty, File};
 use crate::{Fs, Handle};
@@ -64,7 +64,9 @@ impl Fs {
                 Ok(())
             }
             Err(errno) => {
-                if file.not_settled(errno) {
+                // An inode that is gone will never know.
+                let again = !matches!(errno, Errno::ENOENT | Errno::ESTALE);
+                if file.not_settled(errno, again) {
                     self.settle_later(file.ino);
                 }
                 Err(errno)
@@ -72,7 +74,20 @@ impl Fs {
         }
     }
 
-    /// Settles in the background. A file whose inode is gone has nothing left to tell.
+    /// Settles everything and ends the sessions with all nodes, so that opens and locks go at once and not with the lease:
+    /// the last thing that a client does. A node that does not answer at once is not waited for, once all is settled.
+    pub async fn leave(&self) -> Result<(), Errno> {
+        let files = self.table().files();
+        let settled = join_all(files.iter().map(|file| self.settle(file))).await;
+        let peers = self.calls().peers().into_iter().filter(|peer| peer.connected.is_some());
+        let leaving = peers.map(|peer| self.ask_node_done(peer.node, Request::Leave));
+        let patience = self.timers().sleep_until(self.now().after_ms(LEAVE_MS));
+        // The sessions of nodes that have not heard of it end with their lease.
+        let _ = race(join_all(leaving), patience).await;
+        settled.into_iter().collect()
+    }
+
+    /// Settles in the background.
     pub(crate) async fn settle_in_background(self, file: Rc<File>) {
         if let Err(errno) = self.settle(&file).await {
             tracing::warn!(ino = %file.ino, %errno, "could not settle; fsync and close will report it");
@@ -112,3 +127,6 @@ impl Fs {
         }
     }
 }
+
+/// A node that lives answers within milliseconds.
+const LEAVE_MS: u64 = 1_000;

@@ -39,10 +39,9 @@ impl Fs {
         let mut blocks = 0;
         let mut result = Ok(());
         if discards {
-            // There is nothing beyond the bound (the first chunk needs none).
-            let known = file.bound().max(u64::from(file.chunk_size()));
-            let change = Change::Discard;
-            result = self.change_space(file, change, offset, end.min(known), &mut blocks).await;
+            // There is nothing beyond the bound.
+            let to = end.min(file.bound());
+            result = self.change_space(file, Change::Discard, offset, to, &mut blocks).await;
         }
         if allocates && result.is_ok() {
             result = self.raise(file, end).await;
@@ -175,6 +174,7 @@ impl Fs {
     ) -> Result<(), Errno> {
         let (ino, chunk_size) = (file.ino, file.chunk_size());
         let nodes = self.routes().holders(ino, chunk_size, from, to);
+        let sent = self.now();
         let asked = nodes.into_iter().map(|node| async move {
             let request = match change {
                 Change::Discard => Request::Discard { ino, chunk_size, from, to },
@@ -183,7 +183,11 @@ impl Fs {
             let reply = self.ask_node(node, request).await?;
             self.mark(ino, node);
             match reply {
-                Reply::Written { blocks, .. } => Ok(blocks),
+                Reply::Written { attr: Some(attr), .. } => {
+                    file.absorb(&attr, sent);
+                    Ok(0)
+                }
+                Reply::Written { blocks, attr: None } => Ok(blocks),
                 other => Err(unexpected("space", &other)),
             }
         });
