@@ -72,6 +72,19 @@ struct Logical {
 }
 
 impl ChunkRecord {
+    pub(super) fn new(
+        (ino, index): (Ino, u64),
+        version: u64,
+        len: u32,
+        changes: Vec<Change>,
+        sums: Vec<u32>,
+        runs: Vec<Run>,
+    ) -> Self {
+        let record = Self { logical: Logical { ino, index, version, len, changes, sums }, runs };
+        debug_assert_eq!(record.check(), Ok(()), "our own records are well formed");
+        record
+    }
+
     /// Whose chunk.
     #[must_use]
     pub fn ino(&self) -> Ino {
@@ -82,6 +95,42 @@ impl ChunkRecord {
     #[must_use]
     pub fn index(&self) -> u64 {
         self.logical.index
+    }
+
+    /// Grows with every change of the chunk, as long as it exists.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.logical.version
+    }
+
+    /// The end of the last byte written in the chunk, after this change.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.logical.len
+    }
+
+    /// Whether no byte of the chunk is written after this change.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What becomes of which blocks.
+    #[must_use]
+    pub fn changes(&self) -> &[Change] {
+        &self.logical.changes
+    }
+
+    /// CRC32C of each written block.
+    #[must_use]
+    pub fn sums(&self) -> &[u32] {
+        &self.logical.sums
+    }
+
+    /// Where the blocks that have space lie in the volume.
+    #[must_use]
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
     }
 
     /// The part that a replica needs.
@@ -123,7 +172,8 @@ impl ChunkRecord {
             return corrupt(format!("{} checksums of {written} written blocks", sums.len()));
         }
         let given: u64 = self.runs.iter().map(|run| u64::from(run.count)).sum();
-        if given != placed || self.runs.iter().any(|run| run.count == 0) {
+        let odd = |run: &Run| run.count == 0 || run.start > VOLUME_BLOCKS_MAX;
+        if given != placed || self.runs.iter().any(odd) {
             let cause = format!("{given} blocks of the volume for {placed} of the chunk");
             return Err(Corrupt::new(LOCAL, cause));
         }
@@ -134,5 +184,63 @@ impl ChunkRecord {
 /// Blocks of the largest chunk.
 pub(super) const BLOCKS_MAX: u32 = limits::CHUNK_SIZE_MAX / limits::BLOCK_SIZE;
 
+/// The last byte of a volume is one that the kernel can name.
+const VOLUME_BLOCKS_MAX: u64 = limits::FILE_SIZE_MAX / limits::BLOCK_SIZE as u64;
+
 const LOGICAL: &str = "chunk record";
 const LOCAL: &str = "chunk record's places";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(start: u16, count: u16, state: BlockState) -> Change {
+        Change { start, count, state }
+    }
+
+    fn sample() -> ChunkRecord {
+        let changes = vec![
+            change(0, 1, BlockState::Written),
+            change(1, 2, BlockState::Hole),
+            change(3, 2, BlockState::Unwritten),
+        ];
+        let runs = vec![Run { start: 7, count: 2 }, Run { start: 70, count: 1 }];
+        ChunkRecord::new((Ino(5), 6), 9, 4_000, changes, vec![0xabcd], runs)
+    }
+
+    #[test]
+    fn a_record_survives_its_bytes() {
+        let record = sample();
+        assert_eq!(ChunkRecord::decode(&record.logical(), &record.local()), Ok(record));
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let (logical, local) = (sample().logical(), sample().local());
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let golden = "0500000000000000060000000000000009000000000000 00a00f0000 0300000000000000\
+             0000 0100 02000000 0100 0200 00000000 0300 0200 01000000 0100000000000000 cdab0000";
+        assert_eq!(hex(&logical), golden.replace(' ', ""));
+        let golden = "0200000000000000 0700000000000000 02000000 4600000000000000 01000000";
+        assert_eq!(hex(&local), golden.replace(' ', ""));
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_are_refused() {
+        let broken: [fn(&mut ChunkRecord); 8] = [
+            |record| record.logical.sums.push(1),
+            |record| record.runs.truncate(1),
+            |record| record.runs[0].count = 0,
+            |record| record.runs[0].start = u64::MAX,
+            |record| record.logical.changes[1].start = 0,
+            |record| record.logical.changes[2].count = 0,
+            |record| record.logical.changes[1].start = 255,
+            |record| record.logical.len = u32::MAX,
+        ];
+        for damage in broken {
+            let mut record = sample();
+            damage(&mut record);
+            assert!(ChunkRecord::decode(&record.logical(), &record.local()).is_err());
+        }
+    }
+}

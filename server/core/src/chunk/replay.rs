@@ -1,0 +1,221 @@
+//! The chunk store before it has recovered: a type of its own, so that nothing can be planned too early.
+//!
+//! ```text
+//! snapshot* -> (record | mark)* -> [(suspects -> reject*)*] -> finish
+//! ```
+//!
+//! What may be trusted: everything below the last sync mark, and every snapshot. Records above the mark are in the
+//! journal, but after a loss of power their blocks may not be on the device. Freed blocks are not reused before a mark
+//! covers the record that freed them, so what such a chunk was at the mark is intact: it is kept here, with the records
+//! since, and a rejected record is one that the chunk is rebuilt without.
+//!
+//! Only blocks that a chunk names now are verified: those that a record above the mark freed may have been reused, if a
+//! mark was written but lost.
+//!
+//! 1. `histories` holds exactly the chunks that records above the last mark change.
+//! 2. A chunk is its base with the records of its history applied, but for rejected ones.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sealfs_proto::{Corrupt, ShardId, limits};
+use sealfs_transport::Slice;
+
+use super::map::{Chunk, Key, Map};
+use super::record::{BLOCKS_MAX, BlockState, ChunkRecord};
+use super::{Applied, Chunks, VolumeRead, applied};
+
+/// The chunk store before it has recovered.
+///
+/// CRASH: blocks that the replayed records freed may be reused as soon as this ends; so volume and journal must be synced,
+/// and the repairs be journaled and synced, before any core of the node serves.
+#[derive(Debug)]
+pub struct Replay {
+    map: Map,
+    histories: BTreeMap<Key, History>,
+    /// Whose chunk a record above the mark changes.
+    positions: BTreeMap<u64, Key>,
+    /// Chunks whose blocks are to be verified.
+    unverified: BTreeSet<Key>,
+    /// Chunks of which a record was rejected.
+    repaired: BTreeSet<Key>,
+}
+
+/// A chunk since the last sync mark.
+#[derive(Debug, Default)]
+struct History {
+    base: Chunk,
+    records: Vec<Above>,
+}
+
+/// A record above the mark.
+#[derive(Debug)]
+struct Above {
+    position: u64,
+    record: ChunkRecord,
+    rejected: bool,
+}
+
+/// Blocks named above the last sync mark: after a loss of power they may not have reached the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// What to read.
+    pub read: VolumeRead,
+    /// Position of the record that names them.
+    pub position: u64,
+    sums: Vec<u32>,
+}
+
+impl Suspect {
+    /// Whether these are the bytes that were written.
+    #[must_use]
+    pub fn holds(&self, bytes: &[u8]) -> bool {
+        bytes.len() == self.read.len as usize
+            && bytes.chunks_exact(super::BLOCK).map(crc32c::crc32c).eq(self.sums.iter().copied())
+    }
+}
+
+impl Replay {
+    /// An empty store of a cluster of `shards`.
+    #[must_use]
+    pub fn new(shards: u32) -> Self {
+        Self {
+            map: Map::new(shards),
+            histories: BTreeMap::new(),
+            positions: BTreeMap::new(),
+            unverified: BTreeSet::new(),
+            repaired: BTreeSet::new(),
+        }
+    }
+
+    /// The chunks of a shard, as [`Chunks::encode_shard`] gave them.
+    pub fn snapshot(
+        &mut self,
+        shard: ShardId,
+        logical: &[u8],
+        local: &[u8],
+    ) -> Result<(), Corrupt> {
+        self.map.decode_shard(shard, logical, local)
+    }
+
+    /// The next record, whose entry begins at `position`.
+    pub fn record(&mut self, position: u64, record: ChunkRecord) -> Applied {
+        let key = (record.ino(), record.index());
+        let base = || History {
+            base: self.map.chunk(key).cloned().unwrap_or_default(),
+            records: Vec::new(),
+        };
+        let history = self.histories.entry(key).or_insert_with(base);
+        let before = self.map.used();
+        self.map.apply(&record);
+        history.records.push(Above { position, record, rejected: false });
+        self.positions.insert(position, key);
+        self.unverified.insert(key);
+        applied(before, self.map.used())
+    }
+
+    /// A sync mark: the journal below `end` and its data are on the device.
+    pub fn mark(&mut self, end: u64) {
+        self.positions = self.positions.split_off(&end);
+        self.histories.retain(|_, history| {
+            let covered = history.records.partition_point(|above| above.position < end);
+            for above in history.records.drain(..covered) {
+                history.base.apply(&above.record);
+            }
+            !history.records.is_empty()
+        });
+    }
+
+    /// The blocks that chunks name because of records above the last mark, to be verified when the boot id has changed: each
+    /// is given once, and those of a chunk again after one of its records was rejected. Until there are none.
+    #[must_use]
+    pub fn suspects(&mut self) -> Vec<Suspect> {
+        let mut suspects = Vec::new();
+        for key in std::mem::take(&mut self.unverified) {
+            if let Some(history) = self.histories.get(&key) {
+                history.push_suspects(&mut suspects);
+            }
+        }
+        suspects
+    }
+
+    /// The record at `position`, one of the suspects', did not reach the device whole: its chunk becomes what it is without
+    /// it.
+    pub fn reject(&mut self, position: u64) {
+        let Some(&key) = self.positions.get(&position) else { return };
+        let history = self.histories.get_mut(&key).expect("a position above the mark has one");
+        let mut chunk = history.base.clone();
+        let mut len_max = chunk.len;
+        for above in &mut history.records {
+            above.rejected |= above.position == position;
+            if !above.rejected {
+                chunk.apply(&above.record);
+            }
+            len_max = len_max.max(above.record.len());
+        }
+        // Without a rejected cut there may be data behind the length of the records after it.
+        chunk.len = chunk.len.max(chunk.written_end().min(len_max));
+        self.map.replace(key, chunk);
+        self.repaired.insert(key);
+        self.unverified.insert(key);
+    }
+
+    /// The chunks, without any free blocks yet, and the records that make rejections permanent: to be journaled (not
+    /// applied) and synced before serving. `total` and `zeros` as in [`Chunks::new`].
+    #[must_use]
+    pub fn finish(self, total: u64, zeros: Slice) -> (Chunks, Vec<ChunkRecord>) {
+        let absent = Chunk::default();
+        let repairs = self.repaired.iter();
+        let repairs =
+            repairs.map(|key| self.map.chunk(*key).unwrap_or(&absent).record(*key)).collect();
+        (Chunks::with_map(self.map, total, zeros), repairs)
+    }
+
+    /// The state so far, for snapshots of a data directory that is only being converted.
+    #[must_use]
+    pub fn encode_shard(&self, shard: ShardId) -> Option<(Vec<u8>, Vec<u8>)> {
+        self.map.encode_shard(shard)
+    }
+}
+
+impl History {
+    /// Adds the written blocks that are there because of its records.
+    fn push_suspects(&self, suspects: &mut Vec<Suspect>) {
+        let first = suspects.len();
+        for (position, place, sum) in self.named().into_iter().flatten() {
+            let offset = place * u64::from(limits::BLOCK_SIZE);
+            match suspects[first..].last_mut() {
+                Some(last)
+                    if last.position == position
+                        && last.read.offset + u64::from(last.read.len) == offset
+                        && last.read.len < limits::BULK_LEN_MAX =>
+                {
+                    last.read.len += limits::BLOCK_SIZE;
+                    last.sums.push(sum);
+                }
+                _ => suspects.push(Suspect {
+                    read: VolumeRead { offset, len: limits::BLOCK_SIZE },
+                    position,
+                    sums: vec![sum],
+                }),
+            }
+        }
+    }
+
+    /// For each block of the chunk that a record of this history has written last: its position, place and checksum.
+    fn named(&self) -> [Option<(u64, u64, u32)>; BLOCKS_MAX as usize] {
+        let mut named = [None; BLOCKS_MAX as usize];
+        for Above { position, record, .. } in self.records.iter().filter(|above| !above.rejected) {
+            let mut sums = record.sums().iter();
+            let mut places = record.runs().iter().flat_map(|run| run.start..run.end());
+            for change in record.changes() {
+                let blocks = usize::from(change.start)..usize::from(change.start + change.count);
+                for block in &mut named[blocks] {
+                    let place = if change.state == BlockState::Hole { None } else { places.next() };
+                    let sum = if change.state == BlockState::Written { sums.next() } else { None };
+                    *block = place.zip(sum).map(|(place, sum)| (*position, place, *sum));
+                }
+            }
+        }
+        named
+    }
+}
