@@ -37,4 +37,4 @@ pub use clock::{now, pin};
 pub use op::{Completion, File, Key, Op, Owner, Piece};
 pub use pool::{Pool, REGION_LEN_MAX};
 pub use ring::{Config, Ring, Wake};
-pub use socket::{Timeouts, bind_listener, stream};
+pub use socket::{Timeouts, bind_listener, peer_address, stream};

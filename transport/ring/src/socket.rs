@@ -1,7 +1,7 @@
 //! Stream sockets as the loop wants them: blocking mode (the ring waits for us), no delay, dead peers noticed.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -67,6 +67,11 @@ pub fn bind_listener(
     let listener = TcpListener::from(socket);
     let bound = listener.local_addr().map_err(named)?;
     Ok((File::new(listener), bound))
+}
+
+/// Who is at the other end of a connected socket. Cost: a duplicated descriptor for a moment.
+pub fn peer_address(socket: &File) -> io::Result<SocketAddr> {
+    TcpStream::from(socket.as_fd().try_clone_to_owned()?).peer_addr()
 }
 
 #[cfg(test)]
