@@ -13,7 +13,7 @@ use sealfs_meta::journal::{ENTRY_HEADER_LEN, Entry, Tail, entries};
 use sealfs_meta::recover::{Step, step};
 use sealfs_meta::{KIND_VERSION, Record, State, apply, snapshot};
 use sealfs_proto::{Corrupt, ShardId, decode, encode, limits};
-use sealfs_transport::{Now, Region};
+use sealfs_transport::{Arena, Now, Region, Slice};
 
 use crate::chunk::{ChunkRecord, Replay, Suspect};
 use crate::core::Recovered;
@@ -36,8 +36,7 @@ impl Recovery {
         let core = config.core;
         let own = config.owners().into_iter().filter(|(_, owner)| *owner == core);
         let states = own.map(|(shard, _)| (shard, (State::new(shard), 0))).collect();
-        let zeros = Region::zeroed(ZEROS_LEN).freeze();
-        let chunks = Replay::new(config.map.shards(), config.volume_blocks, zeros);
+        let chunks = Replay::new(config.map.shards());
         Self { config, states, chunks, first: None, tail: Tail::default() }
     }
 
@@ -122,7 +121,7 @@ impl Recovery {
         let (record, chunk): (Record, Option<Vec<u8>>) = decode("journal entry", entry.logical)?;
         if let Some(logical) = chunk {
             let chunk = ChunkRecord::decode(&logical, entry.local)?;
-            let _ = self.chunks.record(entry.position, chunk)?;
+            let _ = self.chunks.record(entry.position, chunk);
         }
         let _ = apply(state, &record);
         Ok(())
@@ -131,7 +130,7 @@ impl Recovery {
     /// Blocks that may not have reached the device before power was lost. To be read and, if one does not hold,
     /// [`Recovery::reject`]ed, when the machine has lost power since the last run; else nothing is to be done.
     #[must_use]
-    pub fn suspects(&self) -> Vec<Suspect> {
+    pub fn suspects(&mut self) -> Vec<Suspect> {
         self.chunks.suspects()
     }
 
@@ -158,7 +157,8 @@ impl Recovery {
     /// some turns later. `seed` feeds the jitter of back-offs.
     #[must_use]
     pub fn finish(self, ports: Ports, now: Now, seed: u64) -> Core {
-        let (chunks, repairs) = self.chunks.finish();
+        let zeros = zeros(&*ports.arena);
+        let (chunks, repairs) = self.chunks.finish(self.config.volume_blocks, zeros);
         let mut shards = BTreeMap::new();
         for (shard, (mut state, stored)) in self.states {
             state.recovered();
@@ -174,6 +174,13 @@ impl Recovery {
         };
         Core::new(recovered, ports, now, seed)
     }
+}
+
+/// From the arena where it has memory: zeros travel like every other payload.
+fn zeros(arena: &dyn Arena) -> Slice {
+    let mut region = arena.take(ZEROS_LEN).unwrap_or_else(|| Region::zeroed(ZEROS_LEN));
+    region.bytes_mut().fill(0);
+    region.freeze()
 }
 
 fn at(entry: &Entry<'_>, cause: String) -> Corrupt {

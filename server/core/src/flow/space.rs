@@ -138,7 +138,7 @@ pub(crate) fn tend(world: &Rc<World>) {
         return;
     }
     let (ask, sync_at) = {
-        let chunks = world.chunks.borrow();
+        let mut chunks = world.chunks.borrow_mut();
         (chunks.ask(), chunks.sync_at())
     };
     if let Some(ask) = ask.filter(|_| !world.borrowing.replace(true)) {
