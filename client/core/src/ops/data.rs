@@ -60,13 +60,30 @@ impl Fs {
             let offset = self.reserve(file, bytes.len() as u32).await?;
             return self.write_at(file, offset, &bytes).await;
         }
+        self.write_here(file, offset, &bytes).await
+    }
+
+    /// Writes what a shared mapping has changed: to `offset`, also if the file was opened for appending, for whoever maps a
+    /// file knows one of its handles and not the one that was mapped.
+    pub async fn write_back(
+        &self,
+        handle: Handle,
+        offset: u64,
+        bytes: Slice,
+    ) -> Result<usize, Errno> {
+        let open = self.ready(handle).await?;
+        let _pass = open.file.data.shared().await;
+        self.write_here(&open.file, offset, &bytes).await
+    }
+
+    /// Writes at `offset` what fits below the largest file.
+    async fn write_here(&self, file: &File, offset: u64, bytes: &Slice) -> Result<usize, Errno> {
         let room = limits::FILE_SIZE_MAX.saturating_sub(offset);
         if room == 0 {
             return Err(Errno::EFBIG);
         }
-        let bytes =
-            bytes.cut(0, usize::try_from(room).map_or(bytes.len(), |room| bytes.len().min(room)));
-        self.write_at(file, offset, &bytes).await
+        let len = usize::try_from(room).map_or(bytes.len(), |room| bytes.len().min(room));
+        self.write_at(file, offset, &bytes.cut(0, len)).await
     }
 
     /// Where the file ends, for a read at `offset`. Asks if what is known is too old, and also before it says that there is
