@@ -1,5 +1,19 @@
 //! Going to the background without losing the error text.
+//!
+//! ```text
+//! sealfs mount (parent)                     daemon (child)
+//!   daemonize() ---- fork ------------------> setsid, stdin from /dev/null
+//!   reads the pipe until it ends              starts the mount
+//!   "" + exit 1, or "ok", or the error  <---- Started::report(result)
+//!   exits with that                           chdir /; stdout, stderr to the log; goes on
+//! ```
+//!
+//! 1. The parent ends only when the daemon has reported or is dead; a daemon that dies without a word is an error.
+//! 2. Until it has reported, the daemon writes to the terminal of its parent; afterwards only to its log.
 
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use crate::MountError;
@@ -15,19 +29,103 @@ pub enum Forked {
 
 /// The daemon's promise to tell its parent how the start went. Dropped without a word it reports a failure.
 #[derive(Debug)]
-pub struct Started(());
+pub struct Started {
+    pipe: File,
+    log: File,
+}
 
 impl Started {
-    /// Tells the parent that the mount is ready, or why it failed.
-    pub fn report(self, result: Result<(), &str>) {
-        let _ = result;
-        unimplemented!()
+    /// Tells the parent that the mount is ready, or why it failed. From here on output goes to the log.
+    pub fn report(mut self, result: Result<(), &str>) {
+        // A parent that was killed meanwhile cannot be told; the daemon goes on all the same.
+        let _ = match result {
+            Ok(()) => self.pipe.write_all(READY),
+            Err(text) => self.pipe.write_all(text.as_bytes()),
+        };
+        // The daemon must not keep the directory that it was started in from being unmounted; relative paths are done with.
+        let _ = std::env::set_current_dir("/");
+        replace(&self.log, &[libc::STDOUT_FILENO, libc::STDERR_FILENO]);
     }
 }
 
-/// Forks, detaches from the terminal (setsid), and sends stdout and stderr to `log` (appended; /dev/null if `None`) once
-/// [`Started::report`] has been called. Must be called before the process has a second thread.
+/// Forks, detaches from the terminal, and sends stdout and stderr to `log` (appended; /dev/null if `None`) once
+/// [`Started::report`] has been called. Must be called before the process has a second thread (asserted).
 pub fn daemonize(log: Option<&Path>) -> Result<Forked, MountError> {
-    let _ = log;
-    unimplemented!()
+    let path = log.unwrap_or(Path::new("/dev/null"));
+    let log = OpenOptions::new().append(true).create(true).open(path).map_err(|error| {
+        MountError(format!("cannot open the log {}: {error}; name another file", path.display()))
+    })?;
+    let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count);
+    assert!(threads.is_ok_and(|threads| threads == 1), "only the calling thread survives a fork");
+    let failed = |what: &str| MountError(format!("cannot {what}: {}", io::Error::last_os_error()));
+    let (read, write) = pipe().ok_or_else(|| failed("make a pipe"))?;
+    // SAFETY: the process has one thread (asserted above), so that the child has all of it and no lock is held.
+    match unsafe { libc::fork() } {
+        -1 => Err(failed("fork")),
+        0 => {
+            drop(read);
+            // SAFETY: plain system calls without pointers. It cannot fail: a forked child leads no process group.
+            unsafe { libc::setsid() };
+            if let Ok(null) = File::open("/dev/null") {
+                replace(&null, &[libc::STDIN_FILENO]);
+            }
+            Ok(Forked::Child(Started { pipe: File::from(write), log }))
+        }
+        _ => {
+            drop(write);
+            Ok(Forked::Parent(outcome(File::from(read))))
+        }
+    }
+}
+
+/// What the daemon reports.
+fn outcome(mut pipe: File) -> Result<(), String> {
+    let mut report = Vec::new();
+    let read = pipe.read_to_end(&mut report);
+    match (read, report.as_slice()) {
+        (Ok(_), READY) => Ok(()),
+        (Ok(_), []) => Err("the background process ended before the mount was ready".into()),
+        (Ok(_), text) => Err(String::from_utf8_lossy(text).into_owned()),
+        (Err(error), _) => Err(format!("lost the background process: {error}")),
+    }
+}
+
+fn pipe() -> Option<(OwnedFd, OwnedFd)> {
+    let mut ends = [-1; 2];
+    // SAFETY: `ends` has room for the two descriptors.
+    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
+        return None;
+    }
+    // SAFETY: the call succeeded, so that both are open and nobody else's.
+    Some(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// Makes the standard descriptors `targets` refer to `file`.
+fn replace(file: &File, targets: &[i32]) {
+    for &target in targets {
+        // SAFETY: both are open descriptors; the standard ones belong to nobody who would close them.
+        unsafe { libc::dup2(file.as_raw_fd(), target) };
+    }
+}
+
+/// What a daemon reports that has started; no error text begins so.
+const READY: &[u8] = b"\0ready";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Forking is for a process of one thread, and a test has two: what can be tested here is the pipe's language.
+    fn told(bytes: &[u8]) -> Result<(), String> {
+        let (read, write) = pipe().unwrap();
+        File::from(write).write_all(bytes).unwrap();
+        outcome(File::from(read))
+    }
+
+    #[test]
+    fn the_parent_learns_how_the_start_went() {
+        assert_eq!(told(READY), Ok(()));
+        assert_eq!(told(b"wrong key"), Err("wrong key".into()));
+        assert!(told(b"").unwrap_err().contains("ended before"));
+    }
 }

@@ -9,8 +9,13 @@
 //! 3. Nothing is left behind by a failed start: no mount, no thread, no session.
 
 mod daemon;
+mod fuse;
+mod key;
+mod link;
 mod mount;
 mod options;
+mod point;
+mod signals;
 mod status;
 
 pub use daemon::{Forked, Started, daemonize};

@@ -1,8 +1,32 @@
 //! A running mount: its thread from start to end.
+//!
+//! ```text
+//! Mount::start            the mount's thread
+//!   spawns ------------>  learn the map, connect, stat the root of the cluster
+//!                         mount(2)
+//!   stats the mount <---  serve until the kernel ends the mount (ENODEV)
+//!   returns               answer what is in flight, settle, leave the sessions
+//! Mount::wait joins ----> ends
+//! ```
+//! 1. Until the cluster's root has answered nothing is mounted: a wrong address or key leaves no trace.
+//! 2. The thread ends only after what programs were told is done has reached the nodes, or their timeout has passed.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 
-use crate::MountOptions;
+use sealfs_client_core::{Fs, Options};
+use sealfs_proto::{ClusterMap, Ino};
+use sealfs_ring::{Op, Owner};
+use sealfs_transport::{Instant, Key};
+
+use crate::fuse::{Files, Kernel, RETRY_MS, Session, Turn};
+use crate::key::read_key;
+use crate::link::{Link, learn_map};
+use crate::{MountOptions, TransportChoice, point, signals};
 
 /// What to mount where.
 #[derive(Clone, Debug)]
@@ -22,34 +46,250 @@ pub struct MountConfig {
 #[error("{0}")]
 pub struct MountError(pub String);
 
-/// A mount of this process.
+/// A mount of this process. Dropping it does not unmount.
 #[derive(Debug)]
-pub struct Mount(());
+pub struct Mount {
+    mountpoint: PathBuf,
+    thread: JoinHandle<Result<(), MountError>>,
+}
 
 impl Mount {
-    /// Connects, mounts, and returns when the mount has answered a stat of its root; fails within the options' timeout
-    /// (at most 30 s) with everything undone.
+    /// Connects, mounts, and returns when the mount has answered a stat of its root; fails within half a minute with
+    /// everything undone.
     pub fn start(config: MountConfig) -> Result<Self, MountError> {
-        let _ = config;
-        unimplemented!()
+        let path = config.options.key.as_ref().ok_or_else(|| {
+            MountError("no key is named; give --key FILE, the key of the cluster's nodes".into())
+        })?;
+        let key = read_key(path)?;
+        let mountpoint = config.mountpoint.clone();
+        let (sender, mounted) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new()
+            .name("sealfs".into())
+            .spawn(move || run(&config, &key, &sender))
+            .map_err(|error| MountError(format!("cannot start a thread: {error}")))?;
+        let Ok(()) = mounted.recv() else {
+            // The thread has ended, for it holds the sender until the mount is made.
+            return Err(outcome(thread).err().unwrap_or_else(|| {
+                MountError(format!("{} was unmounted at once", mountpoint.display()))
+            }));
+        };
+        let mountpoint = fs::canonicalize(&mountpoint).unwrap_or(mountpoint);
+        match fs::metadata(&mountpoint) {
+            Ok(root) => {
+                set_readahead(&root);
+                Ok(Self { mountpoint, thread })
+            }
+            Err(error) => {
+                let shown = mountpoint.display();
+                let error = MountError(format!("the mount at {shown} does not answer: {error}"));
+                point::detach(&mountpoint, true)?;
+                outcome(thread)?;
+                Err(error)
+            }
+        }
     }
 
-    /// Waits until the mount has ended (`sealfs umount`, umount(8), or [`Mount::unmount`] from another thread).
+    /// Where it is mounted, without symbolic links.
+    #[must_use]
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Waits until the mount has ended (`sealfs umount`, umount(8), or [`Mount::unmount`] from another thread). From here on
+    /// SIGTERM, SIGINT and SIGHUP unmount: lazily, so that files which are open stay usable until they are closed.
     pub fn wait(self) -> Result<(), MountError> {
-        unimplemented!()
+        signals::keep_ends();
+        let mountpoint = self.mountpoint.clone();
+        let watch = move || {
+            loop {
+                let signal = signals::wait_for_end();
+                tracing::info!(signal, "asked to end; unmounting {}", mountpoint.display());
+                if let Err(error) = point::detach(&mountpoint, true) {
+                    tracing::error!("{error}");
+                }
+            }
+        };
+        // Its thread ends with the process.
+        thread::Builder::new()
+            .name("sealfs-signals".into())
+            .spawn(watch)
+            .map_err(|error| MountError(format!("cannot start a thread: {error}")))?;
+        outcome(self.thread)
     }
 
     /// Unmounts; with `force` also while files are open (they stay usable until closed). [`Mount::wait`] returns when
     /// everything has been flushed.
     pub fn unmount(&self, force: bool) -> Result<(), MountError> {
-        let _ = force;
-        unimplemented!()
+        point::detach(&self.mountpoint, force)
     }
 }
 
 /// Unmounts any sealfs mount by its path, also one whose client is dead; as root or, for one's own mounts, through
 /// fusermount3. `force`: even while files are open.
 pub fn unmount(mountpoint: &Path, force: bool) -> Result<(), MountError> {
-    let _ = (mountpoint, force);
-    unimplemented!()
+    let absolute = std::path::absolute(mountpoint);
+    let path =
+        absolute.map_err(|error| MountError(format!("{}: {error}", mountpoint.display())))?;
+    let path = if point::is_dead(&path) { path } else { fs::canonicalize(&path).unwrap_or(path) };
+    if !point::is_mounted(&path) {
+        return Err(MountError(format!(
+            "no sealfs is mounted at {}; /proc/mounts shows where",
+            path.display()
+        )));
+    }
+    point::detach(&path, force)
 }
+
+fn outcome(thread: JoinHandle<Result<(), MountError>>) -> Result<(), MountError> {
+    thread.join().unwrap_or_else(|_| Err(MountError("the mount's thread has panicked".into())))
+}
+
+/// The mount's thread.
+fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Result<(), MountError> {
+    signals::block_all();
+    if let Some(processor) = config.pin {
+        sealfs_ring::pin(processor).map_err(|error| MountError(error.to_string()))?;
+    }
+    // Auto knows TCP only, so far.
+    let (TransportChoice::Auto | TransportChoice::Tcp) = config.options.transport;
+    let map = learn_map(key, &config.nodes, START_MS)?;
+    let client = Client::connect(key.clone(), &map, &config.options)?;
+    let device = point::attach(&config.mountpoint, &config.options)?;
+    // Nobody hears it if `start` has gone, which then unmounts.
+    let _ = mounted.send(());
+    let served = client.serve(Kernel::new(device));
+    match served {
+        Ok(()) => client.finish(&config.options),
+        Err(_) => abandon(client, &config.mountpoint),
+    }
+    served
+}
+
+/// The loop itself has failed. The entry in the mount table is removed by another thread, for that may wait for answers
+/// of this one until the device is closed.
+fn abandon(client: Client, mountpoint: &Path) {
+    let mountpoint = mountpoint.to_owned();
+    let detaching = thread::spawn(move || point::detach(&mountpoint, true));
+    drop(client);
+    if let Ok(Err(error)) = detaching.join() {
+        tracing::error!("{error}");
+    }
+}
+
+/// A mount's thread, connected.
+struct Client {
+    link: Link,
+    fs: Fs,
+}
+
+impl Client {
+    /// Connects, and has the root of the cluster answer.
+    fn connect(key: Key, map: &ClusterMap, options: &MountOptions) -> Result<Self, MountError> {
+        let link = Link::new(key, options.timeout_ms, POOL_LEN)?;
+        link.calls.set_map(map);
+        let arena = Rc::new(link.pool.clone());
+        let fs = Fs::new(link.calls.clone(), link.tasks.spawner(), arena, map, Options::default());
+        let client = Self { link, fs };
+        let fs = client.fs.clone();
+        let until = sealfs_ring::now().mono.after_ms(START_MS);
+        match client.block_on(until, async move { fs.stat(Ino::ROOT).await })? {
+            Some(Ok(_)) => Ok(client),
+            Some(Err(errno)) => Err(client.no_root(&format!("it answers {errno}"))),
+            None => Err(client.no_root(&format!("no answer in {} s", START_MS / 1_000))),
+        }
+    }
+
+    fn no_root(&self, cause: &str) -> MountError {
+        let mut text = format!("the root directory's node: {cause}");
+        for peer in self.link.calls.peers() {
+            if let Some(error) = peer.last_error {
+                text.push_str(&format!("; node {}: {error}", peer.node));
+            }
+        }
+        text.push_str("; `sealfs status` shows which nodes are reached");
+        MountError(text)
+    }
+
+    fn block_on<T: 'static>(
+        &self,
+        until: Instant,
+        future: impl Future<Output = T> + 'static,
+    ) -> Result<Option<T>, MountError> {
+        self.link.block_on(until, |now| self.fs.turn(now), future)
+    }
+
+    /// Answers the kernel until it ends the mount, and then what is in flight for a while.
+    fn serve(&self, kernel: Kernel) -> Result<(), MountError> {
+        let device = kernel.device().try_clone().map(sealfs_ring::File::new);
+        let device = device.map_err(|error| MountError(format!("/dev/fuse: {error}")))?;
+        let files = Files::new(self.fs.clone(), kernel.clone());
+        let mut session = Session::new(kernel, files, self.link.tasks.spawner());
+        let (mut polled, mut ended) = (false, None);
+        loop {
+            let now = sealfs_ring::now().mono;
+            // While the poll waits there is nothing to read.
+            let turn = if polled { Turn::Drained } else { session.turn(&self.link.pool, now) };
+            session.watch(now);
+            let retry = turn == Turn::Starved || session.is_watching();
+            let wanted = [
+                self.fs.turn(now),
+                self.link.run(now),
+                (turn == Turn::More).then_some(now),
+                retry.then(|| now.after_ms(RETRY_MS)),
+                ended,
+            ];
+            match turn {
+                Turn::Ended => {
+                    let until = *ended.get_or_insert(now.after_ms(FINISH_MS));
+                    if session.in_flight() == 0 || now >= until {
+                        return Ok(());
+                    }
+                }
+                Turn::Drained if !polled => {
+                    let (file, events) = (device.clone(), libc::POLLIN as u32);
+                    self.link.ring.submit(Owner::Fuse, 0, Op::Poll { file, events });
+                    polled = true;
+                }
+                _ => {}
+            }
+            let deadline = wanted.into_iter().flatten().min();
+            self.link.enter(deadline, |_| polled = false)?;
+        }
+    }
+
+    /// Brings what is not settled yet to the nodes, and says good-bye. A node that is dead may keep that from happening;
+    /// what programs were told is durable is so all the same. It syncs no devices: a thousand clients that end with their
+    /// job would each have every node sync everything.
+    fn finish(&self, options: &MountOptions) {
+        let wait =
+            if options.timeout_ms == 0 { FINISH_MS } else { options.timeout_ms.min(FINISH_MS) };
+        let fs = self.fs.clone();
+        let until = sealfs_ring::now().mono.after_ms(wait);
+        match self.block_on(until, async move { fs.leave().await }) {
+            Ok(Some(Ok(()))) => {}
+            Ok(Some(Err(errno))) => tracing::warn!("not everything could be settled: {errno}"),
+            Ok(None) => tracing::warn!("nodes did not answer; not everything could be settled"),
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+}
+
+/// The kernel reads ahead 128 KiB unless it is told otherwise, and FUSE cannot ask for more: a quarter of a chunk's request
+/// at a time. Only root may write there; without it reads are as good as requests of 128 KiB can be.
+fn set_readahead(root: &fs::Metadata) {
+    let (major, minor) = (libc::major(root.dev()), libc::minor(root.dev()));
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = fs::write(&path, READAHEAD_KIB.to_string()) {
+        tracing::debug!(path, %error, "readahead stays as it is");
+    }
+}
+
+/// How long the start may take: to learn the map, and then to reach the root, milliseconds each.
+const START_MS: u64 = 10_000;
+/// How long the end may take, milliseconds.
+const FINISH_MS: u64 = 30_000;
+/// Memory for data in flight: some 180 requests of 1 MiB, half of what a program of many threads keeps busy on a fast network.
+/// It is address space until it is used.
+const POOL_LEN: usize = 256 << 20;
+/// Four requests in flight for a program that reads one file from end to end.
+const READAHEAD_KIB: u32 = 4_096;

@@ -1,4 +1,7 @@
-//! Mount options as fstab and `-o` write them.
+//! Mount options as fstab and `-o` write them: a comma-separated list of words.
+//!
+//! 1. A word that is not known is refused by name: a mistyped `ro` must not give a writable mount.
+//! 2. Words that mount(8), systemd or fstab keep for themselves are accepted and do nothing.
 
 use std::path::PathBuf;
 
@@ -29,7 +32,7 @@ pub struct MountOptions {
     pub noexec: bool,
     /// Access times are not asked for (`noatime`; sealfs never changes them on reads anyway).
     pub noatime: bool,
-    /// Every user may enter (`allow_other`), not only the one who mounts. On by default for root.
+    /// Every user may enter (`allow_other`), not only the one who mounts. A mount by root always allows it.
     pub allow_other: bool,
     /// `transport=`.
     pub transport: TransportChoice,
@@ -56,10 +59,121 @@ impl Default for MountOptions {
 }
 
 impl MountOptions {
-    /// Applies a comma-separated list, later words over earlier ones. Words that concern mount(8) itself (`defaults`,
-    /// `_netdev`, `noauto`, `user`, `x-*`, ...) are accepted and do nothing; an unknown one is refused by name.
+    /// Applies a list, later words over earlier ones. On an error some words of the list may have been applied.
     pub fn apply(&mut self, list: &str) -> Result<(), MountError> {
-        let _ = list;
-        unimplemented!()
+        list.split(',').filter(|word| !word.is_empty()).try_for_each(|word| self.apply_one(word))
+    }
+
+    fn apply_one(&mut self, word: &str) -> Result<(), MountError> {
+        match word {
+            "ro" => self.read_only = true,
+            "rw" => self.read_only = false,
+            "nodev" => self.nodev = true,
+            "dev" => self.nodev = false,
+            "nosuid" => self.nosuid = true,
+            "suid" => self.nosuid = false,
+            "noexec" => self.noexec = true,
+            "exec" => self.noexec = false,
+            "noatime" => self.noatime = true,
+            "atime" => self.noatime = false,
+            "allow_other" => self.allow_other = true,
+            _ => return self.apply_pair(word),
+        }
+        Ok(())
+    }
+
+    fn apply_pair(&mut self, word: &str) -> Result<(), MountError> {
+        match word.split_once('=') {
+            Some(("transport", "auto")) => self.transport = TransportChoice::Auto,
+            Some(("transport", "tcp")) => self.transport = TransportChoice::Tcp,
+            Some(("transport", other)) => {
+                return Err(MountError(format!(
+                    "mount option `transport={other}`: there is no such transport; use auto or tcp"
+                )));
+            }
+            Some(("timeout", seconds)) => self.timeout_ms = timeout_ms(seconds)?,
+            Some(("key", "")) => {
+                return Err(MountError("mount option `key=` names no file".into()));
+            }
+            Some(("key", path)) => self.key = Some(PathBuf::from(path)),
+            _ if is_for_mount(word) => {}
+            _ => {
+                return Err(MountError(format!(
+                    "unknown mount option `{word}`; known are ro, rw, nodev, nosuid, noexec, noatime, allow_other, \
+                     transport=auto|tcp, timeout=SECONDS, key=FILE"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A timeout of at most a year; beyond that somebody has mistaken the unit.
+fn timeout_ms(seconds: &str) -> Result<u64, MountError> {
+    let parsed = seconds.parse::<u64>().ok().filter(|&seconds| seconds <= 366 * 86_400);
+    parsed.map(|seconds| seconds * 1_000).ok_or_else(|| {
+        MountError(format!(
+            "mount option `timeout={seconds}` is no number of seconds; write timeout=60, or timeout=0 to wait for ever"
+        ))
+    })
+}
+
+/// Words of mount(8), fstab(5) and systemd.mount(5) that are not for the file system.
+fn is_for_mount(word: &str) -> bool {
+    const WORDS: [&str; 24] = [
+        "defaults",
+        "auto",
+        "noauto",
+        "user",
+        "nouser",
+        "users",
+        "owner",
+        "group",
+        "_netdev",
+        "nofail",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        "lazytime",
+        "nolazytime",
+        "diratime",
+        "nodiratime",
+        "async",
+        "default_permissions",
+        "nomand",
+        "noiversion",
+        "silent",
+        "loud",
+    ];
+    const BEGINNINGS: [&str; 5] = ["x-", "X-", "comment=", "uhelper=", "helper="];
+    WORDS.contains(&word) || BEGINNINGS.iter().any(|beginning| word.starts_with(beginning))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_applied_from_left_to_right() {
+        let mut options = MountOptions::default();
+        let list = "ro,defaults,_netdev,x-systemd.automount,nosuid,timeout=5,key=/etc/sealfs.key,transport=tcp,rw,";
+        options.apply(list).unwrap();
+        let expected = MountOptions {
+            nosuid: true,
+            timeout_ms: 5_000,
+            key: Some("/etc/sealfs.key".into()),
+            transport: TransportChoice::Tcp,
+            ..MountOptions::default()
+        };
+        assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn an_unknown_word_is_refused_by_name() {
+        for word in ["raedonly", "timeout=soon", "timeout=-1", "transport=ib", "key=", "ro=1"] {
+            let error = MountOptions::default().apply(&format!("ro,{word}")).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
     }
 }

@@ -3,9 +3,15 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sealfs_proto::{ClusterMap, Node, NodeId, NodeStatus, TransportKind, nodes};
+use sealfs_proto::{
+    ClusterMap, Node, NodeId, NodeStatus, Reply, Request, ShardId, TransportKind, nodes,
+};
+use sealfs_transport::tasks::join_all;
+use sealfs_transport::{Answer, Ask, CallError};
 
 use crate::MountError;
+use crate::key::read_key;
+use crate::link::{Link, SMALL_POOL_LEN, learn_map};
 
 /// A cluster as it answered.
 #[derive(Clone, Debug)]
@@ -36,8 +42,41 @@ pub fn cluster_status(
     key: &Path,
     timeout: Duration,
 ) -> Result<ClusterStatus, MountError> {
-    unimplemented!("{addresses:?} {key:?} {timeout:?}")
+    let key = read_key(key)?;
+    // 0 would mean "for ever".
+    let timeout_ms = (timeout.as_millis() as u64).max(1);
+    let map = learn_map(&key, addresses, timeout_ms)?;
+    let link = Link::new(key, timeout_ms, SMALL_POOL_LEN)?;
+    link.calls.set_map(&map);
+    let ask = |node: &Node| link.calls.call(node.id, Ask::read(ShardId(0), Request::Status));
+    let all = join_all(map.nodes.iter().map(ask).collect::<Vec<_>>());
+    // The calls end by their own timeout, which says more.
+    let until = sealfs_ring::now().mono.after_ms(timeout_ms + GRACE_MS);
+    let answers = link.block_on(until, |_| None, all)?.unwrap_or_default();
+    let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+    let nodes = map.nodes.iter().zip(answers).map(|(node, answer)| reached(node, answer)).collect();
+    link.leave();
+    Ok(ClusterStatus { map, nodes })
 }
+
+fn reached(node: &Node, answer: Option<Result<Answer, CallError>>) -> Reached {
+    let address = node.addresses.iter().find(|address| address.transport == TransportKind::Tcp);
+    let status = match answer {
+        Some(Ok(Answer { reply: Reply::Status(status), .. })) => Ok(status),
+        Some(Ok(answer)) => Err(format!("it answered {:?}, which is no status", answer.reply)),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err("no answer".into()),
+    };
+    Reached {
+        id: node.id,
+        address: address.map_or_else(String::new, |address| address.text.clone()),
+        transport: TransportKind::Tcp,
+        status,
+    }
+}
+
+/// Beyond the calls' own timeout, milliseconds.
+const GRACE_MS: u64 = 1_000;
 
 /// The nodes in `text`: a list, or the path of a file that holds one.
 pub fn read_nodes(text: &str) -> Result<Vec<Node>, MountError> {

@@ -1,0 +1,23 @@
+//! FUSE: the kernel's words for what programs do.
+//!
+//! ```text
+//! kernel (bytes) -> decode (abi) -> session -> files -> Fs
+//!                <- reply  (abi) <-         <-       <-
+//! ```
+
+mod abi;
+mod decode;
+mod files;
+mod groups;
+mod init;
+mod kernel;
+#[cfg(test)]
+mod null;
+mod reply;
+mod session;
+mod words;
+
+pub(crate) use files::Files;
+pub(crate) use init::MAX_WRITE;
+pub(crate) use kernel::Kernel;
+pub(crate) use session::{RETRY_MS, Session, Turn};

@@ -1,0 +1,360 @@
+//! The mountpoint: how a FUSE mount is made and undone in the kernel.
+//!
+//! The superuser mounts with mount(2). Anybody else asks fusermount3 (set-user-id, of the package fuse3), which mounts and
+//! sends the descriptor of /dev/fuse back over a socket whose number is in the environment variable `_FUSE_COMMFD`.
+//!
+//! 1. The descriptor is O_NONBLOCK and close-on-exec.
+//! 2. A mount whose client is dead ("Transport endpoint is not connected") is taken away before a new one is made at its
+//!    path; a living one never.
+//! 3. An error names the mountpoint or device, the cause and what to do.
+
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{MountError, MountOptions};
+
+/// Makes the mount; the descriptor through which the kernel asks. Dropping it ends the mount's life, not its entry in the
+/// mount table: that is [`detach`]'s.
+pub(crate) fn attach(mountpoint: &Path, options: &MountOptions) -> Result<File, MountError> {
+    let mountpoint = ready(mountpoint)?;
+    let device = if is_root() {
+        attach_as_root(&mountpoint, options)?
+    } else {
+        attach_as_user(&mountpoint, options)?
+    };
+    set_nonblocking(&device).map_err(|error| {
+        let _ = detach(&mountpoint, true);
+        MountError(format!("cannot make {DEVICE} non-blocking: {error}"))
+    })?;
+    Ok(device)
+}
+
+/// Takes the mount at `mountpoint` away; `force`: also while files are open (they stay usable until they are closed).
+pub(crate) fn detach(mountpoint: &Path, force: bool) -> Result<(), MountError> {
+    let shown = mountpoint.display();
+    if !is_root() {
+        let mut command = Command::new(FUSERMOUNT);
+        command.arg("-u").args(force.then_some("-z")).arg("--").arg(mountpoint);
+        let output = command.output().map_err(|error| no_fusermount(&error))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let cause = String::from_utf8_lossy(&output.stderr);
+        return Err(MountError(format!(
+            "cannot unmount {shown}: {}; only root and who has mounted it may",
+            cause.trim()
+        )));
+    }
+    let path = c_string(mountpoint)?;
+    let flags = if force { libc::MNT_DETACH } else { 0 };
+    // SAFETY: `path` is a string with a terminating zero that lives during the call.
+    if unsafe { libc::umount2(path.as_ptr(), flags | libc::UMOUNT_NOFOLLOW) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    let next = match error.raw_os_error() {
+        Some(libc::EBUSY) => "files are open or shells stand in it; close them, or use --force",
+        Some(libc::EINVAL) => "nothing is mounted there; /proc/mounts shows what is",
+        _ => "see /proc/mounts",
+    };
+    Err(MountError(format!("cannot unmount {shown}: {error}; {next}")))
+}
+
+/// Whether `path` is the root of a mount whose client is dead.
+pub(crate) fn is_dead(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| {
+        matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
+    })
+}
+
+/// Whether the mount table holds a sealfs mount at `path`.
+pub(crate) fn is_mounted(path: &Path) -> bool {
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    table.split(|&byte| byte == b'\n').any(|line| {
+        let (head, tail) = split_mountinfo(line);
+        tail.starts_with(FS_TYPE.as_bytes()) && head == path.as_os_str().as_bytes()
+    })
+}
+
+/// Of a line of /proc/self/mountinfo: the mountpoint (field 5, unescaped) and what begins with the type (after " - ").
+fn split_mountinfo(line: &[u8]) -> (Vec<u8>, &[u8]) {
+    let point = line.split(|&byte| byte == b' ').nth(4).unwrap_or_default();
+    let separator = line.windows(3).position(|three| three == b" - ");
+    (unescape(point), separator.map_or(&[], |at| &line[at + 3..]))
+}
+
+/// The kernel writes blank, tab, newline and backslash as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, behind @ ..] = rest {
+        let digits = behind.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if *first == b'\\' => {
+                plain.push(byte);
+                rest = &behind[3..];
+            }
+            _ => {
+                plain.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    plain
+}
+
+/// The mountpoint without symbolic links, after a dead mount was cleared away.
+fn ready(mountpoint: &Path) -> Result<PathBuf, MountError> {
+    let shown = mountpoint.display();
+    if is_dead(mountpoint) {
+        tracing::info!("{shown} was left behind by a client that is dead; unmounting it");
+        detach(&std::path::absolute(mountpoint).unwrap_or_else(|_| mountpoint.into()), true)?;
+    }
+    let found = fs::metadata(mountpoint).map_err(|error| {
+        let next = match error.kind() {
+            io::ErrorKind::NotFound => format!("; create it: mkdir -p {shown}"),
+            _ => String::new(),
+        };
+        MountError(format!("mountpoint {shown}: {error}{next}"))
+    })?;
+    if !found.is_dir() {
+        return Err(MountError(format!(
+            "mountpoint {shown} is not a directory; name an empty directory"
+        )));
+    }
+    let mountpoint = fs::canonicalize(mountpoint)
+        .map_err(|error| MountError(format!("mountpoint {shown}: {error}")))?;
+    if is_mounted(&mountpoint) {
+        return Err(MountError(format!(
+            "a sealfs is mounted at {shown} already; unmount it first: sealfs umount {shown}"
+        )));
+    }
+    if fs::read_dir(&mountpoint).is_ok_and(|mut entries| entries.next().is_some()) {
+        tracing::warn!("mountpoint {shown} is not empty; what it holds is hidden by the mount");
+    }
+    Ok(mountpoint)
+}
+
+fn attach_as_root(mountpoint: &Path, options: &MountOptions) -> Result<File, MountError> {
+    let shown = mountpoint.display();
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(DEVICE)
+        .map_err(|error| no_device(&error))?;
+    let root = fs::metadata(mountpoint)
+        .map_err(|error| MountError(format!("mountpoint {shown}: {error}")))?;
+    let data = format!(
+        "fd={},rootmode={:o},user_id=0,group_id=0,default_permissions,allow_other,max_read={}",
+        device.as_raw_fd(),
+        root.mode() & libc::S_IFMT,
+        crate::fuse::MAX_WRITE,
+    );
+    let (source, kind) = (c"sealfs", c"fuse.sealfs");
+    let (target, data) = (c_string(mountpoint)?, CString::new(data).expect("numbers hold no zero"));
+    // SAFETY: all five are strings with a terminating zero that live during the call.
+    let mounted = unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            kind.as_ptr(),
+            mount_flags(options),
+            data.as_ptr().cast(),
+        )
+    };
+    if mounted == 0 {
+        return Ok(device);
+    }
+    let error = io::Error::last_os_error();
+    let next = match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "this root may not mount (CAP_SYS_ADMIN is missing, as in a container)"
+        }
+        Some(libc::ENODEV) => "the kernel has no FUSE; run `modprobe fuse`",
+        _ => "see dmesg",
+    };
+    Err(MountError(format!("cannot mount at {shown}: {error}; {next}")))
+}
+
+fn mount_flags(options: &MountOptions) -> libc::c_ulong {
+    [
+        (options.read_only, libc::MS_RDONLY),
+        (options.nodev, libc::MS_NODEV),
+        (options.nosuid, libc::MS_NOSUID),
+        (options.noexec, libc::MS_NOEXEC),
+        (options.noatime, libc::MS_NOATIME),
+    ]
+    .into_iter()
+    .filter_map(|(wanted, flag)| wanted.then_some(flag))
+    .fold(0, |flags, flag| flags | flag)
+}
+
+/// fusermount3 forces nodev and nosuid, and checks whether the user may write the mountpoint.
+fn attach_as_user(mountpoint: &Path, options: &MountOptions) -> Result<File, MountError> {
+    if let Err(error) = fs::metadata(DEVICE) {
+        return Err(no_device(&error));
+    }
+    let mut words = vec!["fsname=sealfs,subtype=sealfs,default_permissions".to_string()];
+    words.push(format!("max_read={}", crate::fuse::MAX_WRITE));
+    for (wanted, word) in [
+        (options.read_only, "ro"),
+        (options.noexec, "noexec"),
+        (options.noatime, "noatime"),
+        (options.allow_other, "allow_other"),
+    ] {
+        words.extend(wanted.then(|| word.to_string()));
+    }
+    let broken = |error: io::Error| MountError(format!("cannot talk to {FUSERMOUNT}: {error}"));
+    let (ours, theirs) = UnixStream::pair().map_err(broken)?;
+    // The child must inherit its end. No other thread of ours starts programs meanwhile, and one that did would only hold
+    // an end of a socket open until it ends.
+    set_inherited(&theirs).map_err(broken)?;
+    let child = Command::new(FUSERMOUNT)
+        .arg("-o")
+        .arg(words.join(","))
+        .arg("--")
+        .arg(mountpoint)
+        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .map_err(|error| no_fusermount(&error))?;
+    drop(theirs);
+    let received = receive_descriptor(&ours);
+    let output = child.wait_with_output().map_err(broken)?;
+    if let (true, Ok(Some(device))) = (output.status.success(), received) {
+        return Ok(File::from(device));
+    }
+    let cause = String::from_utf8_lossy(&output.stderr);
+    let next = if cause.contains("user_allow_other") {
+        "root can write user_allow_other into /etc/fuse.conf"
+    } else {
+        "the mountpoint must be yours and writable"
+    };
+    Err(MountError(format!("cannot mount at {}: {}; {next}", mountpoint.display(), cause.trim())))
+}
+
+/// One descriptor sent over a socket, as unix(7) describes SCM_RIGHTS; `None` at the stream's end.
+fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0_u8; 1];
+    let mut iovec = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    // Room for one header and one descriptor, aligned as a header must be.
+    let mut control = [MaybeUninit::<libc::cmsghdr>::zeroed(); 4];
+    // SAFETY: a message header of zeros is a valid one that names no memory.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = &raw mut iovec;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    let received = loop {
+        // SAFETY: the message points to `byte` and `control`, which live here and have the lengths given.
+        let received =
+            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+        match received {
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            -1 => return Err(io::Error::last_os_error()),
+            received => break received,
+        }
+    };
+    // SAFETY: `message` was filled by recvmsg; the result is null or points into `control`.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    if received == 0 || header.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: not null, so that it points to a header inside `control`, which is aligned for it.
+    let (level, kind) = unsafe { ((*header).cmsg_level, (*header).cmsg_type) };
+    if (level, kind) != (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+        return Ok(None);
+    }
+    // SAFETY: a message of SCM_RIGHTS carries at least one descriptor behind its header, perhaps not aligned.
+    let fd = unsafe { libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned() };
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+fn set_nonblocking(device: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open; the call takes numbers only.
+    let flags = unsafe { libc::fcntl(device.as_raw_fd(), libc::F_GETFL) };
+    // SAFETY: as above.
+    let set = unsafe { libc::fcntl(device.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
+    if flags < 0 || set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn set_inherited(socket: &UnixStream) -> io::Result<()> {
+    // SAFETY: the descriptor is open; the call takes numbers only.
+    let set = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFD, 0) };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn is_root() -> bool {
+    // SAFETY: a system call without arguments that cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+fn no_device(error: &io::Error) -> MountError {
+    let next = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "the kernel has no FUSE or this container lacks the device: run `modprobe fuse`, or start it with \
+             `--device /dev/fuse --cap-add SYS_ADMIN`"
+        }
+        io::ErrorKind::PermissionDenied => "its mode should be 0666: run `chmod 666 /dev/fuse`",
+        _ => "see dmesg",
+    };
+    MountError(format!("cannot open {DEVICE}: {error}; {next}"))
+}
+
+fn no_fusermount(error: &io::Error) -> MountError {
+    MountError(format!(
+        "cannot run {FUSERMOUNT}: {error}; install the package fuse3, or mount as root"
+    ))
+}
+
+fn c_string(path: &Path) -> Result<CString, MountError> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| MountError(format!("path {path:?} has a zero byte")))
+}
+
+const DEVICE: &str = "/dev/fuse";
+const FUSERMOUNT: &str = "fusermount3";
+const FS_TYPE: &str = "fuse.sealfs ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mountpoint_that_cannot_be_is_named_with_the_next_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = ready(&dir.path().join("none")).unwrap_err().to_string();
+        assert!(missing.contains("none") && missing.contains("mkdir -p"), "{missing}");
+        let file = dir.path().join("file");
+        fs::write(&file, b"").unwrap();
+        assert!(ready(&file).unwrap_err().to_string().contains("not a directory"));
+        assert_eq!(ready(dir.path()).unwrap(), fs::canonicalize(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn mountinfo_is_read_with_its_escapes() {
+        let line = br"36 35 0:40 / /mnt/a\040b\134c rw,nosuid shared:1 - fuse.sealfs sealfs rw";
+        let (point, kind) = split_mountinfo(line);
+        assert_eq!(point, br"/mnt/a b\c");
+        assert!(kind.starts_with(b"fuse.sealfs "));
+        assert!(!is_mounted(Path::new("/")));
+        assert_eq!(split_mountinfo(b""), (vec![], &b""[..]));
+    }
+
+    #[test]
+    fn a_descriptor_is_received_over_a_socket() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        assert!(receive_descriptor(&ours).unwrap().is_none(), "the end is no descriptor");
+    }
+}
