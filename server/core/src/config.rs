@@ -31,6 +31,8 @@ pub struct Config {
     pub core: CoreId,
     /// How many cores the node has.
     pub cores: u16,
+    /// Blocks of the node's volume, `limits::BLOCK_SIZE` bytes each.
+    pub volume_blocks: u64,
     /// When a change is acknowledged.
     pub durability: Durability,
     /// A session that has sent nothing for so long has ended, milliseconds.
@@ -42,7 +44,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The usual limits for core `core` of `cores` of `node`.
+    /// The usual limits for core `core` of `cores` of `node`. The volume's size is still to be set.
     #[must_use]
     pub fn new(map: Arc<ClusterMap>, node: NodeId, core: CoreId, cores: u16) -> Self {
         let placement = Arc::new(Placement::new(&map));
@@ -52,6 +54,7 @@ impl Config {
             node,
             core,
             cores,
+            volume_blocks: 0,
             durability: Durability::Process,
             lease_ms: limits::LEASE_MS,
             snapshot_bytes: SNAPSHOT_BYTES,

@@ -13,10 +13,22 @@
 
 pub mod chunk;
 mod config;
+mod connections;
 mod core;
+mod disk;
+mod flow;
+mod gate;
+mod locks;
 mod mail;
+mod memory;
+mod net;
+mod opens;
 mod ports;
 mod recovery;
+mod serve;
+mod sessions;
+mod siblings;
+mod world;
 
 pub use config::{Config, Durability};
 pub use core::{Core, Fatal, Ports};

@@ -1,0 +1,143 @@
+//! The disk as futures: operations in flight, and syncs of the volume shared by all who wait for one.
+//!
+//! 1. A sync covers what completed before it was submitted: who asks while one is in flight waits for the next.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use sealfs_transport::tasks::{Receiver, Sender, oneshot};
+use sealfs_transport::{Region, Slice};
+
+use crate::{Disk, DiskDone, DiskError, DiskOp};
+
+/// What an operation became.
+pub(crate) type Done = Result<DiskDone, DiskError>;
+
+/// The operations of one core.
+pub(crate) struct DiskCalls {
+    inner: RefCell<Inner>,
+}
+
+struct Inner {
+    disk: Box<dyn Disk>,
+    next: u64,
+    running: BTreeMap<u64, Ends>,
+    sync: VolumeSync,
+}
+
+#[derive(Default)]
+struct VolumeSync {
+    running: bool,
+    next: Vec<Sender<Result<(), DiskError>>>,
+}
+
+enum Ends {
+    Call(Sender<Done>),
+    Sync(Vec<Sender<Result<(), DiskError>>>),
+    Named,
+}
+
+impl DiskCalls {
+    /// Nothing in flight.
+    pub(crate) fn new(disk: Box<dyn Disk>) -> Self {
+        let sync = VolumeSync::default();
+        Self { inner: RefCell::new(Inner { disk, next: 0, running: BTreeMap::new(), sync }) }
+    }
+
+    /// Begins an operation.
+    pub(crate) fn submit(&self, op: DiskOp) -> Receiver<Done> {
+        let (sender, receiver) = oneshot();
+        self.inner.borrow_mut().begin(op, Ends::Call(sender));
+        receiver
+    }
+
+    /// Begins an operation whose completion [`DiskCalls::poll`] gives by number.
+    pub(crate) fn submit_named(&self, op: DiskOp) -> u64 {
+        self.inner.borrow_mut().begin(op, Ends::Named)
+    }
+
+    /// Reads `len` bytes of the volume into `region`.
+    pub(crate) async fn read(
+        &self,
+        offset: u64,
+        len: u32,
+        region: Region,
+    ) -> Result<Region, DiskError> {
+        match self.submit(DiskOp::Read { offset, len, region }).await {
+            Ok(Ok(DiskDone::Read(region))) => Ok(region),
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(DiskDone::Done)) | Err(_) => Err(lost("read of the volume")),
+        }
+    }
+
+    /// Writes to the volume.
+    pub(crate) async fn write(&self, offset: u64, bytes: Vec<Slice>) -> Result<(), DiskError> {
+        match self.submit(DiskOp::Write { offset, bytes }).await {
+            Ok(done) => done.map(|_| ()),
+            Err(_) => Err(lost("write to the volume")),
+        }
+    }
+
+    /// What was written to the volume before is on the device.
+    pub(crate) async fn sync_volume(&self) -> Result<(), DiskError> {
+        let (sender, receiver) = oneshot();
+        self.inner.borrow_mut().join_sync(sender);
+        receiver.await.unwrap_or_else(|_| Err(lost("sync of the volume")))
+    }
+
+    /// Takes the next completion: wakes who waits for it, or gives it if it was submitted by number. `None`: no more.
+    pub(crate) fn poll(&self) -> Option<Option<(u64, Done)>> {
+        let (id, done, ends) = {
+            let mut inner = self.inner.borrow_mut();
+            let (id, done) = inner.disk.poll()?;
+            let ends = inner.running.remove(&id);
+            (id, done, ends)
+        };
+        match ends {
+            Some(Ends::Call(sender)) => drop(sender.send(done)),
+            Some(Ends::Named) => return Some(Some((id, done))),
+            Some(Ends::Sync(senders)) => {
+                let done = done.map(|_| ());
+                senders.into_iter().for_each(|sender| drop(sender.send(done.clone())));
+                self.inner.borrow_mut().on_sync();
+            }
+            None => {}
+        }
+        Some(None)
+    }
+
+    /// Operations in flight.
+    pub(crate) fn len(&self) -> usize {
+        self.inner.borrow().running.len()
+    }
+}
+
+impl Inner {
+    fn begin(&mut self, op: DiskOp, ends: Ends) -> u64 {
+        self.next += 1;
+        self.running.insert(self.next, ends);
+        self.disk.submit(self.next, op);
+        self.next
+    }
+
+    fn join_sync(&mut self, sender: Sender<Result<(), DiskError>>) {
+        if self.sync.running {
+            self.sync.next.push(sender);
+        } else {
+            self.sync.running = true;
+            self.begin(DiskOp::SyncVolume, Ends::Sync(vec![sender]));
+        }
+    }
+
+    fn on_sync(&mut self) {
+        let next = std::mem::take(&mut self.sync.next);
+        self.sync.running = !next.is_empty();
+        if self.sync.running {
+            self.begin(DiskOp::SyncVolume, Ends::Sync(next));
+        }
+    }
+}
+
+fn lost(what: &str) -> DiskError {
+    DiskError { what: what.into(), cause: "the operation was dropped".into() }
+}

@@ -1,0 +1,191 @@
+//! Changes over several shards: the coordinator's and the participants' side (the protocol is drawn in
+//! `sealfs_meta`'s `tx`).
+//!
+//! 1. A decision leaves this node only after its record is acknowledged.
+//! 2. A coordinator sends a decision to commit until every participant has acknowledged it, over any number of restarts.
+//! 3. A participant never gives up a prepared share by itself: it asks the coordinator again and again.
+//! 4. Nobody waits holding keys: a participant whose key is held answers EAGAIN.
+
+use std::rc::Rc;
+
+use sealfs_meta::{Refused, Transaction, forget, prepare, resolve};
+use sealfs_proto::{Errno, Reply, Request, ShardId, Status, TxId};
+use sealfs_transport::tasks::join_all;
+
+use super::rename::{self, RenameLock};
+use crate::mail::Outcome;
+use crate::serve::follow;
+use crate::world::{Job, World, errno};
+
+/// How an attempt ended.
+pub(crate) enum Ended {
+    /// Decided to commit; the reply, to leave at the durability point.
+    Committed(Reply),
+    /// A participant's check failed.
+    Refused(Errno),
+    /// A key is held somewhere, a node does not answer, or the rename lock was broken.
+    Busy,
+    /// The range of numbers is spent.
+    NoNumbers,
+}
+
+/// Runs one attempt as the coordinator. The transaction was planned on the present state of `shard`.
+pub(crate) async fn run(
+    world: &Rc<World>,
+    shard: ShardId,
+    transaction: Transaction,
+    lock: Option<&RenameLock>,
+) -> Ended {
+    let drawn = world.with_mut(shard, |shard| {
+        let tx = shard.state.draw_tx()?;
+        shard.state.hold(tx, &transaction.own);
+        Some(tx)
+    });
+    let Some(tx) = drawn else { return Ended::NoNumbers };
+    world.count("transactions", 1);
+    let asks: Vec<_> = transaction.prepares(tx).collect();
+    let asks = asks.into_iter().map(|(shard, share)| world.ask(shard, Request::Prepare(share)));
+    let mut attrs = Vec::new();
+    let mut refused = None;
+    for outcome in join_all(asks).await {
+        match outcome.reply {
+            Ok(Reply::Prepared { attrs: more }) => attrs.extend(more),
+            Err(Status::Errno(error)) if error != Errno::EAGAIN => {
+                refused = Some(Ended::Refused(error));
+            }
+            _ => refused = refused.or(Some(Ended::Busy)),
+        }
+    }
+    if let (None, Some(lock)) = (&refused, lock)
+        && !rename::confirm(world, lock).await
+    {
+        refused = Some(Ended::Busy);
+    }
+    if let Some(ended) = refused {
+        abort(world, shard, tx, transaction);
+        return ended;
+    }
+    // CRASH: before this record the transaction is aborted, from it on it is committed.
+    let record = transaction.decide(tx, &attrs);
+    let applied = world.commit(shard, &record, None);
+    let _ = follow(world, shard, applied.effects);
+    world.free(shard);
+    spread(world, shard, tx);
+    Ended::Committed(applied.reply)
+}
+
+fn abort(world: &Rc<World>, shard: ShardId, tx: TxId, transaction: Transaction) {
+    world.with_mut(shard, |shard| shard.state.release(tx));
+    world.free(shard);
+    for (other, _) in transaction.others {
+        // A participant that this does not reach asks for the decision.
+        let task = Rc::clone(world);
+        world.spawner.spawn(async move {
+            let _ = task.ask(other, Request::Resolve { tx, commit: false }).await;
+        });
+    }
+}
+
+/// Tells all participants of a decision to commit until all have acknowledged it, then forgets it.
+pub(crate) fn spread(world: &Rc<World>, shard: ShardId, tx: TxId) {
+    let task = Rc::clone(world);
+    world.spawner.spawn(async move {
+        let world = &task;
+        world.acknowledged(world.touched(shard)).await;
+        let others = world.with(shard, |state| {
+            let decided = state.decided().find(|(decided, _)| *decided == tx);
+            decided.map(|(_, others)| others.to_vec()).unwrap_or_default()
+        });
+        join_all(others.into_iter().map(|other| tell(world, other, tx))).await;
+        let now = world.now.get().wall;
+        let record = world.with(shard, |state| forget(state, tx, now));
+        if let Some(record) = record {
+            world.commit(shard, &record, None);
+        }
+    });
+}
+
+async fn tell(world: &Rc<World>, participant: ShardId, tx: TxId) {
+    let mut pause_ms = 10;
+    while world.ask(participant, Request::Resolve { tx, commit: true }).await.reply.is_err() {
+        world.back_off(pause_ms).await;
+        pause_ms = (pause_ms * 2).min(RETRY_MS);
+    }
+}
+
+/// Serves a request between nodes.
+pub(crate) fn serve(world: &Rc<World>, job: Job) {
+    let shard = job.order.shard;
+    match &job.order.request {
+        Request::Prepare(_) => serve_prepare(world, job),
+        Request::Resolve { tx, commit } => {
+            settle(world, shard, *tx, *commit);
+            world.respond(job.caller, shard, Ok(Reply::Done));
+        }
+        Request::Decision { tx } => {
+            let decision = world.with(shard, |state| state.decision(*tx));
+            world.respond(job.caller, shard, Ok(Reply::Decision(decision)));
+        }
+        Request::RenameLock { tx, take } => {
+            let (tx, take) = (*tx, *take);
+            rename::serve(world, job, tx, take);
+        }
+        _ => world.respond(job.caller, shard, errno(Errno::EPROTO)),
+    }
+}
+
+fn serve_prepare(world: &Rc<World>, job: Job) {
+    let shard = job.order.shard;
+    let Request::Prepare(request) = &job.order.request else { return };
+    let tx = request.tx;
+    if let Some(reply) = world.with(shard, |state| state.is_prepared(tx)) {
+        return world.respond(job.caller, shard, Ok(reply));
+    }
+    let outcome: Outcome = match world.with(shard, |state| prepare(state, request)) {
+        Ok(record) => {
+            let applied = world.commit(shard, &record, None);
+            watch(world, shard, tx);
+            Ok(applied.reply).into()
+        }
+        Err(Refused::Errno(error)) => errno(error),
+        Err(Refused::Busy) => errno(Errno::EAGAIN),
+        Err(Refused::Numbers) => {
+            world.park(job);
+            return super::numbers::reserve(world, shard);
+        }
+    };
+    world.respond(job.caller, shard, outcome);
+}
+
+/// A participant learned the decision.
+fn settle(world: &Rc<World>, shard: ShardId, tx: TxId, commit: bool) {
+    let now = world.now.get().wall;
+    let record = world.with(shard, |state| resolve(state, tx, commit, now));
+    if let Some(record) = record {
+        let applied = world.commit(shard, &record, None);
+        let _ = follow(world, shard, applied.effects);
+        world.free(shard);
+    }
+}
+
+/// Asks the coordinator of a prepared transaction for its decision as long as it has not come.
+pub(crate) fn watch(world: &Rc<World>, shard: ShardId, tx: TxId) {
+    let task = Rc::clone(world);
+    world.spawner.spawn(async move {
+        loop {
+            task.sleep_ms(DOUBT_MS).await;
+            if task.with(shard, |state| state.is_prepared(tx).is_none()) {
+                return;
+            }
+            let decision = task.ask(tx.coordinator, Request::Decision { tx }).await.reply;
+            if let Ok(Reply::Decision(Some(commit))) = decision {
+                settle(&task, shard, tx, commit);
+            }
+        }
+    });
+}
+
+/// A decision normally comes within a millisecond.
+const DOUBT_MS: u64 = 500;
+/// Between two tries to reach a participant.
+const RETRY_MS: u64 = 1_000;

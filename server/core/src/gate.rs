@@ -1,0 +1,177 @@
+//! The gate that no answer passes before its record: batches of journal entries, and what waits for them.
+//!
+//! ```text
+//! building n ──close──> appending n ──on_written──> written n ──on_synced──> synced n
+//! ```
+//! Every turn that appends builds one batch. An answer names the batch that holds the newest record of what it shows,
+//! whoever made that record, so that a read never shows what a crash could take back.
+//!
+//! 1. `synced <= written < building`; all three only grow.
+//! 2. An item leaves once its batch is acknowledged as the durability asks, items of older batches first.
+//!
+//! It knows neither disk nor journal.
+
+use std::collections::BTreeMap;
+
+use crate::Durability;
+
+/// Number of a batch of journal entries, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Batch(pub(crate) u64);
+
+/// Batches and the items that wait for them.
+#[derive(Debug)]
+pub(crate) struct Gate<T> {
+    durability: Durability,
+    building: Batch,
+    written: Batch,
+    synced: Batch,
+    acknowledged: BTreeMap<Batch, Vec<T>>,
+    on_device: BTreeMap<Batch, Vec<T>>,
+}
+
+impl<T> Gate<T> {
+    /// Nothing appended yet.
+    pub(crate) fn new(durability: Durability) -> Self {
+        Self {
+            durability,
+            building: Batch(1),
+            written: Batch(0),
+            synced: Batch(0),
+            acknowledged: BTreeMap::new(),
+            on_device: BTreeMap::new(),
+        }
+    }
+
+    /// The batch that an entry appended now is part of.
+    pub(crate) fn building(&self) -> Batch {
+        self.building
+    }
+
+    /// The newest batch that is closed.
+    pub(crate) fn closed(&self) -> Batch {
+        Batch(self.building.0 - 1)
+    }
+
+    /// The newest batch that is written.
+    pub(crate) fn written(&self) -> Batch {
+        self.written
+    }
+
+    /// The newest batch that is on the device.
+    pub(crate) fn synced(&self) -> Batch {
+        self.synced
+    }
+
+    /// Ends the batch being built, for it is handed to the disk.
+    pub(crate) fn close(&mut self) -> Batch {
+        let closed = self.building;
+        self.building = Batch(closed.0 + 1);
+        closed
+    }
+
+    /// Whether an answer that shows `batch` may leave.
+    pub(crate) fn is_open(&self, batch: Batch) -> bool {
+        match self.durability {
+            Durability::Scratch => true,
+            Durability::Process => batch <= self.written,
+            Durability::Power => batch <= self.synced,
+        }
+    }
+
+    /// Keeps `item` until `batch` is acknowledged; gives it back if it is already.
+    pub(crate) fn hold(&mut self, batch: Batch, item: T) -> Option<T> {
+        if self.is_open(batch) {
+            return Some(item);
+        }
+        self.acknowledged.entry(batch).or_default().push(item);
+        None
+    }
+
+    /// Keeps `item` until `batch` is on the device, in every durability; gives it back if it is already.
+    pub(crate) fn hold_for_device(&mut self, batch: Batch, item: T) -> Option<T> {
+        if batch <= self.synced {
+            return Some(item);
+        }
+        self.on_device.entry(batch).or_default().push(item);
+        None
+    }
+
+    /// `batch` and all before it are written; what may leave because of it.
+    pub(crate) fn on_written(&mut self, batch: Batch) -> Vec<T> {
+        assert!(batch < self.building, "only a closed batch is written");
+        self.written = self.written.max(batch);
+        self.leaving()
+    }
+
+    /// `batch` and all before it are on the device; what may leave because of it.
+    pub(crate) fn on_synced(&mut self, batch: Batch) -> Vec<T> {
+        assert!(batch <= self.written, "only a written batch is synced");
+        self.synced = self.synced.max(batch);
+        let mut leaving = self.leaving();
+        leaving.extend(split(&mut self.on_device, self.synced));
+        leaving
+    }
+
+    /// Whether anything waits for the device, so that a sync is needed.
+    pub(crate) fn wants_sync(&self) -> bool {
+        !self.on_device.is_empty()
+            || (self.durability == Durability::Power && !self.acknowledged.is_empty())
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.acknowledged.is_empty() && self.on_device.is_empty()
+    }
+
+    fn leaving(&mut self) -> Vec<T> {
+        let upto = match self.durability {
+            Durability::Scratch => self.building,
+            Durability::Process => self.written,
+            Durability::Power => self.synced,
+        };
+        split(&mut self.acknowledged, upto)
+    }
+}
+
+/// Takes the items of all batches up to `upto`, in order.
+fn split<T>(items: &mut BTreeMap<Batch, Vec<T>>, upto: Batch) -> Vec<T> {
+    let later = items.split_off(&Batch(upto.0 + 1));
+    std::mem::replace(items, later).into_values().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_waits_for_its_batch_and_no_longer() {
+        let mut gate = Gate::new(Durability::Process);
+        let first = gate.building();
+        assert_eq!(gate.hold(first, "a"), None);
+        assert_eq!(gate.hold(Batch(0), "read"), Some("read"));
+        gate.close();
+        let second = gate.building();
+        assert_eq!(gate.hold(second, "b"), None);
+        gate.close();
+        assert_eq!(gate.on_written(first), ["a"]);
+        assert_eq!(gate.hold(first, "c"), Some("c"));
+        assert_eq!(gate.on_written(second), ["b"]);
+        assert!(gate.is_empty() && !gate.wants_sync());
+    }
+
+    #[test]
+    fn power_waits_for_the_device_and_scratch_for_nothing() {
+        let mut power = Gate::new(Durability::Power);
+        assert_eq!(power.hold(power.building(), 1), None);
+        let batch = power.close();
+        assert_eq!(power.on_written(batch), []);
+        assert!(power.wants_sync());
+        assert_eq!(power.on_synced(batch), [1]);
+        let mut scratch = Gate::new(Durability::Scratch);
+        assert_eq!(scratch.hold(scratch.building(), 1), Some(1));
+        assert_eq!(scratch.hold_for_device(scratch.building(), 2), None);
+        let batch = scratch.close();
+        assert_eq!((scratch.on_written(batch), scratch.on_synced(batch)), (vec![], vec![2]));
+    }
+}

@@ -1,0 +1,334 @@
+//! From a request to the step or the flow that serves it.
+//!
+//! ```text
+//! route: a shard of this core -> serve          serve: reads         -> wait for held keys, answer
+//!        a sibling's          -> errand                 changes      -> once -> step, or a flow if it has several
+//!        another node's       -> StaleMap               chunks       -> flow
+//!        of the whole node    -> flow::node             between nodes -> flow::tx
+//! ```
+//! 1. A change of a session is begun at most once: a kept reply is sent again, one below the watermark is refused, one that
+//!    is running is answered to whoever asked last.
+//! 2. What one step can do is done at once; only what must wait for something becomes a task.
+
+use std::rc::Rc;
+
+use sealfs_meta::{Effect, Facts, Kept, Origin, Planned, Refused, plan, read, waits};
+use sealfs_proto::{Errno, Ino, Reply, Request, ShardId, Status, chunk_shard};
+use sealfs_transport::Peer;
+
+use crate::flow;
+use crate::locks::Ticket;
+use crate::mail::{Errand, Order};
+use crate::memory;
+use crate::world::{Caller, Job, Waits, World, errno};
+
+/// Sends a request to where it belongs.
+pub(crate) fn route(world: &Rc<World>, job: Job) {
+    if let Err(status) = admissible(world, &job.order) {
+        return world.respond_after(job.caller, world.written(), Err(status).into());
+    }
+    if is_of_node(&job.order.request) {
+        return flow::node::serve(world, job);
+    }
+    match world.owners.get(&job.order.shard).copied() {
+        Some(core) if core == world.config.core => serve(world, job),
+        Some(core) => {
+            world.siblings.ask(core, Errand::Serve(job.order), Waits::Caller(job.caller));
+        }
+        None => world.respond_after(job.caller, world.written(), Err(Status::StaleMap).into()),
+    }
+}
+
+/// Serves a request for a shard of this core.
+pub(crate) fn serve(world: &Rc<World>, job: Job) {
+    world.count("requests", 1);
+    let shard = job.order.shard;
+    if !world.owns(shard) {
+        return world.respond_after(job.caller, world.written(), Err(Status::StaleMap).into());
+    }
+    match &job.order.request {
+        Request::Lookup { .. }
+        | Request::List { .. }
+        | Request::Stat { .. }
+        | Request::ReadLink { .. }
+        | Request::XattrGet { .. }
+        | Request::XattrList { .. }
+        | Request::Parent { .. } => look(world, job),
+        Request::Read { .. } => flow::data::serve_read(world, job),
+        Request::LockTest { .. } => memory::lock_test(world, job),
+        Request::Prepare(_)
+        | Request::Resolve { .. }
+        | Request::Decision { .. }
+        | Request::RenameLock { .. } => flow::tx::serve(world, job),
+        Request::Close { .. } | Request::Lock { .. } | Request::LockCancel { .. } => {
+            if let Some((job, _)) = once(world, job) {
+                memory::serve(world, job);
+            }
+        }
+        Request::Write { .. } => {
+            if let Some((job, origin)) = once(world, job) {
+                flow::data::serve_write(world, job, origin);
+            }
+        }
+        _ => {
+            if let Some((job, origin)) = once(world, job) {
+                change(world, job, origin);
+            }
+        }
+    }
+}
+
+/// A request that reads names or attributes: a held key's decision is awaited.
+fn look(world: &Rc<World>, job: Job) {
+    let shard = job.order.shard;
+    let reply = world.with(shard, |state| {
+        waits(state, &job.order.request).is_none().then(|| read(state, &job.order.request))
+    });
+    match reply {
+        None => world.park(job),
+        Some(reply) => world.respond(job.caller, shard, reply.map_err(Status::Errno)),
+    }
+}
+
+/// Whether the change is to be executed now; answers it otherwise.
+fn once(world: &Rc<World>, job: Job) -> Option<(Job, Origin)> {
+    let shard = job.order.shard;
+    let Some(origin) = job.order.origin else {
+        world.respond(job.caller, shard, errno(Errno::EPROTO));
+        return None;
+    };
+    if matches!(job.caller, Caller::Change(_)) {
+        return Some((job, origin));
+    }
+    let ticket: Ticket = (origin.session, origin.sequence);
+    let displaced = match world.running.borrow_mut().get_mut(&ticket) {
+        Some(caller) => Some(std::mem::replace(caller, job.caller)),
+        None => return first_time(world, job.order, job.caller, origin),
+    };
+    if let Some(displaced) = displaced {
+        world.respond(displaced, shard, Err(Status::Busy));
+    }
+    None
+}
+
+fn first_time(
+    world: &Rc<World>,
+    order: Order,
+    caller: Caller,
+    origin: Origin,
+) -> Option<(Job, Origin)> {
+    let shard = order.shard;
+    let ticket: Ticket = (origin.session, origin.sequence);
+    let kept = world.with(shard, |state| match state.kept(origin.session, origin.sequence) {
+        Kept::New => None,
+        Kept::Reply(reply) => Some(Ok(reply.clone())),
+        Kept::Answered => Some(Err(Status::Answered)),
+    });
+    let kept = kept.or_else(|| world.known.borrow_mut().kept(ticket, origin.watermark));
+    match kept {
+        None => Some((Job { caller, order }, origin)),
+        Some(Err(_)) if is_lock_wait(&order.request) => Some((Job { caller, order }, origin)),
+        Some(Ok(reply)) => {
+            repeat(world, Job { caller, order }, ticket, reply);
+            None
+        }
+        Some(Err(status)) => {
+            world.respond(caller, shard, Err(status));
+            None
+        }
+    }
+}
+
+/// Answers a change that was executed before.
+fn repeat(world: &Rc<World>, job: Job, ticket: Ticket, reply: Reply) {
+    let shard = job.order.shard;
+    let cut = inode_of(&job.order.request).filter(|&ino| {
+        reply_awaits_cut(&job.order.request) && world.with(shard, |state| state.cut(ino).is_some())
+    });
+    if cut.is_some() {
+        return world.park(job);
+    }
+    memory::count_again(world, &job.order.request, ticket, &reply);
+    world.respond(job.caller, shard, Ok(reply));
+}
+
+/// A change of names or inodes.
+fn change(world: &Rc<World>, job: Job, origin: Origin) {
+    let shard = job.order.shard;
+    let asked = world.asked(origin, Facts::default());
+    let planned = world.with(shard, |state| plan(state, &job.order.request, &asked));
+    match planned {
+        Ok(Planned::Reply(reply)) => {
+            memory::count(world, &job.order.request, origin, &reply);
+            world.respond(job.caller, shard, Ok(reply));
+        }
+        Ok(Planned::Record(record)) => {
+            let applied = world.commit(shard, &record, None);
+            memory::count(world, &job.order.request, origin, &applied.reply);
+            let first = follow(world, shard, applied.effects);
+            if first.is_none() {
+                return world.respond(job.caller, shard, Ok(applied.reply));
+            }
+            let (ticket, order) = world.begin(job, origin);
+            flow::cut::answer_after(world, first, ticket, order, applied.reply);
+        }
+        Ok(Planned::Transaction(_) | Planned::Ask(_)) => {
+            let (ticket, order) = world.begin(job, origin);
+            flow::change::begin(world, ticket, order, origin);
+        }
+        Err(Refused::Errno(error)) => world.respond(job.caller, shard, errno(error)),
+        Err(Refused::Busy) => world.park(job),
+        Err(Refused::Numbers) => {
+            world.park(job);
+            flow::numbers::reserve(world, shard);
+        }
+    }
+}
+
+/// A cut that was begun and must be carried out before the request is answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    pub(crate) ino: Ino,
+    pub(crate) from: u64,
+    pub(crate) bound: u64,
+    pub(crate) chunk_size: u32,
+}
+
+/// What must be done before the request is answered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct First {
+    /// The cut is carried out.
+    pub(crate) cut: Option<Cut>,
+    /// The record is on the device.
+    pub(crate) on_device: bool,
+}
+
+impl First {
+    fn is_none(&self) -> bool {
+        self.cut.is_none() && !self.on_device
+    }
+}
+
+/// Begins what follows from a record; what comes before the answer is the caller's to do.
+pub(crate) fn follow(world: &Rc<World>, shard: ShardId, effects: Vec<Effect>) -> First {
+    let mut first = First::default();
+    for effect in effects {
+        match effect {
+            Effect::Unlinked(ino) => flow::reclaim::consider(world, ino),
+            Effect::Cut { ino, from, bound, chunk_size } => {
+                first.cut = Some(Cut { ino, from, bound, chunk_size });
+            }
+            Effect::Durable(_) => first.on_device = true,
+            Effect::Reclaim { ino, chunk_size } => flow::reclaim::go_on(world, ino, chunk_size),
+            Effect::Dropped(_) => {}
+        }
+    }
+    if world.with(shard, |state| state.range().is_some()) {
+        flow::numbers::reserve(world, shard);
+    }
+    first
+}
+
+/// Whether the request may be asked at all by this peer, at this shard.
+fn admissible(world: &World, order: &Order) -> Result<(), Status> {
+    let between_nodes = matches!(
+        order.request,
+        Request::Prepare(_)
+            | Request::Resolve { .. }
+            | Request::Decision { .. }
+            | Request::RenameLock { .. }
+    );
+    if between_nodes && !matches!(order.peer, Peer::Node { .. }) {
+        return Err(Status::Errno(Errno::EPERM));
+    }
+    match shard_of(&order.request, world.config.map.shards()) {
+        Some(shard) if shard != order.shard => Err(Status::Errno(Errno::EPROTO)),
+        _ => Ok(()),
+    }
+}
+
+/// The shard that a request belongs to, where the request itself says so.
+fn shard_of(request: &Request, shards: u32) -> Option<ShardId> {
+    match request {
+        Request::Lookup { dir, .. }
+        | Request::Create { dir, .. }
+        | Request::CreateUnnamed { dir, .. }
+        | Request::Mkdir { dir, .. }
+        | Request::Unlink { dir, .. }
+        | Request::Rmdir { dir, .. }
+        | Request::Rename { dir, .. }
+        | Request::Link { dir, .. }
+        | Request::List { dir, .. } => Some(dir.shard()),
+        Request::Read { ino, index, .. } | Request::Write { ino, index, .. } => {
+            Some(chunk_shard(*ino, *index, shards))
+        }
+        Request::Decision { tx } => Some(tx.coordinator),
+        Request::RenameLock { .. } => Some(Ino::ROOT.shard()),
+        other => inode_of(other).map(Ino::shard),
+    }
+}
+
+/// The inode that a request of an inode's shard names.
+fn inode_of(request: &Request) -> Option<Ino> {
+    match request {
+        Request::Stat { ino }
+        | Request::SetAttr { ino, .. }
+        | Request::ReadLink { ino }
+        | Request::Open { ino, .. }
+        | Request::Close { ino, .. }
+        | Request::Raise { ino, .. }
+        | Request::Settle { ino, .. }
+        | Request::Reserve { ino, .. }
+        | Request::XattrGet { ino, .. }
+        | Request::XattrList { ino, .. }
+        | Request::XattrSet { ino, .. }
+        | Request::XattrRemove { ino, .. }
+        | Request::Lock { ino, .. }
+        | Request::LockTest { ino, .. }
+        | Request::LockCancel { ino, .. }
+        | Request::Parent { ino } => Some(*ino),
+        _ => None,
+    }
+}
+
+/// Whether a request concerns all of the node's shards, or none.
+fn is_of_node(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Discard { .. }
+            | Request::Allocate { .. }
+            | Request::Extents { .. }
+            | Request::End { .. }
+            | Request::Sync
+            | Request::Space
+            | Request::Status
+            | Request::Ping
+            | Request::Claim { .. }
+            | Request::Leave
+    )
+}
+
+fn is_lock_wait(request: &Request) -> bool {
+    matches!(request, Request::Lock { wait: true, .. })
+}
+
+/// Whether the reply must not leave before the inode's cut is done.
+fn reply_awaits_cut(request: &Request) -> bool {
+    matches!(request, Request::SetAttr { .. } | Request::Open { .. })
+}
+
+impl World {
+    /// The newest batch that is written: an answer that shows nothing leaves behind it.
+    pub(crate) fn written(&self) -> crate::gate::Batch {
+        self.log.borrow().gate.written()
+    }
+
+    /// Registers a change of several steps; its answer goes to whoever asked last.
+    pub(crate) fn begin(&self, job: Job, origin: Origin) -> (Ticket, Order) {
+        let ticket = (origin.session, origin.sequence);
+        if !matches!(job.caller, Caller::Change(_)) {
+            self.running.borrow_mut().insert(ticket, job.caller);
+        }
+        (ticket, job.order)
+    }
+}

@@ -1,0 +1,116 @@
+//! The sessions of a node: who may ask, until when, and whether those of before a restart have come back.
+//!
+//! ```text
+//! (unknown) --begin--> alive --expire, Leave--> (unknown)     who resumes an unknown session is told that it is over
+//! ```
+//! One core of a node keeps them (the one that owns the node's first shard) and tells its siblings. That shard journals
+//! the beginning and the end, so that a restarted node knows whose opens and locks to expect back.
+//!
+//! 1. A session is alive while something was heard of it within one lease; a restart counts as hearing of it.
+//! 2. The grace period ends when every session of before the restart has claimed what it holds, or has ended: after one
+//!    lease at the latest.
+
+use std::collections::BTreeMap;
+
+use sealfs_proto::SessionId;
+use sealfs_transport::Instant;
+
+#[derive(Clone, Copy, Debug)]
+struct Lease {
+    heard: Instant,
+    /// Known from before the restart and has not said yet what it holds.
+    owes_claim: bool,
+}
+
+/// What only the running process knows of the sessions.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    lease_ms: u64,
+    leases: BTreeMap<SessionId, Lease>,
+}
+
+impl Leases {
+    /// The leases of the sessions known at a start.
+    pub(crate) fn new(known: impl Iterator<Item = SessionId>, lease_ms: u64, now: Instant) -> Self {
+        let lease = Lease { heard: now, owes_claim: true };
+        let leases = known.map(|session| (session, lease)).collect();
+        Self { lease_ms, leases }
+    }
+
+    /// A new session.
+    pub(crate) fn begin(&mut self, session: SessionId, now: Instant) {
+        self.leases.entry(session).or_insert(Lease { heard: now, owes_claim: false });
+    }
+
+    /// It connects: whether it owes a claim; `None` if it is not alive.
+    pub(crate) fn greet(&mut self, session: SessionId, now: Instant) -> Option<bool> {
+        self.hear(session, now);
+        self.leases.get(&session).map(|lease| lease.owes_claim)
+    }
+
+    /// Something was heard of it.
+    pub(crate) fn hear(&mut self, session: SessionId, now: Instant) {
+        if let Some(lease) = self.leases.get_mut(&session) {
+            lease.heard = lease.heard.max(now);
+        }
+    }
+
+    /// It has claimed all it holds.
+    pub(crate) fn claimed(&mut self, session: SessionId) {
+        if let Some(lease) = self.leases.get_mut(&session) {
+            lease.owes_claim = false;
+        }
+    }
+
+    /// It is no more.
+    pub(crate) fn end(&mut self, session: SessionId) {
+        self.leases.remove(&session);
+    }
+
+    /// Whether some session of before the restart has not claimed yet.
+    pub(crate) fn in_grace(&self) -> bool {
+        self.leases.values().any(|lease| lease.owes_claim)
+    }
+
+    /// The sessions whose lease has run out.
+    pub(crate) fn expired(&self, now: Instant) -> Vec<SessionId> {
+        let mut expired = Vec::new();
+        for (&session, lease) in &self.leases {
+            if lease.heard.after_ms(self.lease_ms) <= now {
+                expired.push(session);
+            }
+        }
+        expired
+    }
+
+    /// When the next lease runs out.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.leases.values().map(|lease| lease.heard.after_ms(self.lease_ms)).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: SessionId = SessionId(5);
+    const B: SessionId = SessionId(3);
+
+    #[test]
+    fn grace_ends_with_the_last_claim_or_the_last_lease() {
+        let mut leases = Leases::new([A, B].into_iter(), 1_000, Instant(0));
+        assert_eq!(
+            (leases.greet(A, Instant(0)), leases.greet(SessionId(9), Instant(0))),
+            (Some(true), None)
+        );
+        leases.claimed(A);
+        assert!(leases.in_grace());
+        leases.hear(A, Instant(0).after_ms(500));
+        assert_eq!(leases.deadline(), Some(Instant(0).after_ms(1_000)));
+        assert_eq!(leases.expired(Instant(0).after_ms(999)), []);
+        assert_eq!(leases.expired(Instant(0).after_ms(1_000)), [B]);
+        leases.end(B);
+        assert!(!leases.in_grace());
+        assert_eq!(leases.deadline(), Some(Instant(0).after_ms(1_500)));
+    }
+}
