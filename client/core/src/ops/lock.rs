@@ -27,18 +27,16 @@ impl Fs {
             return self.unlock(&open.file, lock).await;
         }
         let ino = open.file.ino;
-        let session = self.session_of(ino);
         match wait {
             None => {
                 self.ask_done(ino.shard(), Request::Lock { ino, lock, wait: false }).await?;
             }
             Some(interrupt) => self.wait_for_lock(&open, lock, interrupt).await?,
         }
-        // The session may have ended behind the grant (then the lock is lost already) or before it (then it is held in a new
-        // session, by a handle that may have lost others): neither is what was asked for.
-        if self.session_of(ino) != session {
+        // While it waited, the session has ended and the handle lost another lock.
+        if let Err(errno) = open.check() {
             let _ = self.unlock(&open.file, Lock { kind: LockKind::Unlock, ..lock }).await;
-            return Err(Errno::EIO);
+            return Err(errno);
         }
         open.file.apply_lock(lock);
         open.locked_by(lock.space, lock.owner);

@@ -51,11 +51,10 @@ impl Fs {
                 umask,
                 open: true,
             };
-            let session = self.session_of(dir);
             match self.ask_entry(dir, request).await {
                 Ok(entry) => {
                     self.names_changed(dir, &[dir]);
-                    return self.created(entry, flags, session);
+                    return self.created(entry, flags);
                 }
                 Err(Errno::EEXIST) if !exclusive => {}
                 Err(errno) => return Err(errno),
@@ -84,9 +83,8 @@ impl Fs {
         flags: OpenFlags,
     ) -> Result<(Attr, Handle), Errno> {
         let request = Request::CreateUnnamed { who: who.clone(), dir, mode: mode & !umask };
-        let session = self.session_of(dir);
         let entry = self.ask_entry(dir, request).await?;
-        self.created(entry, flags, session)
+        self.created(entry, flags)
     }
 
     /// Makes a file, pipe, socket or device (mknod(2)); `rdev` in the kernel's 32-bit encoding.
@@ -279,16 +277,11 @@ impl Fs {
         self.attr_of(entry).await
     }
 
-    fn created(
-        &self,
-        entry: Entry,
-        flags: OpenFlags,
-        session: u64,
-    ) -> Result<(Attr, Handle), Errno> {
+    fn created(&self, entry: Entry, flags: OpenFlags) -> Result<(Attr, Handle), Errno> {
         let Some(attr) = entry.attr else {
             return Err(unexpected("Create", &Reply::Entry(entry)));
         };
-        let handle = self.opened(&attr, flags, session);
+        let handle = self.opened(&attr, flags);
         Ok((attr, handle))
     }
 

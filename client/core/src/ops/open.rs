@@ -27,7 +27,6 @@ impl Fs {
             }
             _ => None,
         };
-        let session = self.session_of(ino);
         let request = Request::Open {
             who: who.clone(),
             ino,
@@ -38,34 +37,29 @@ impl Fs {
         if flags.truncate {
             self.mark(ino, self.node_of(ino));
         }
-        let handle = self.opened(&attr, flags, session);
+        let handle = self.opened(&attr, flags);
         Ok((self.shown(attr).await, handle))
     }
 
     /// A descriptor of the file was closed: settles, reports what failed, and gives up the fcntl locks of `owner`.
     pub async fn flush(&self, handle: Handle, owner: Option<LockOwner>) -> Result<(), Errno> {
-        let open = self.ready(handle).await?;
+        let open = self.table().open(handle)?;
         // A failure is counted by the file and told to every handle, this one now.
         let _ = self.settle(&open.file).await;
         if let Some(owner) = owner {
             self.unlock_all(&open, LockSpace::Posix, owner).await?;
         }
-        open.report()
+        open.check().and(open.report())
     }
 
     /// The last descriptor of this open is closed; gives up the flock of `owner`. The handle is gone, whatever is answered.
     pub async fn release(&self, handle: Handle, owner: Option<LockOwner>) -> Result<(), Errno> {
         let open = self.table().remove(handle)?;
         let file = Rc::clone(&open.file);
-        let settled = match open.check() {
-            Ok(()) => {
-                let _ = self.settle(&file).await;
-                match owner {
-                    Some(owner) => self.unlock_all(&open, LockSpace::Flock, owner).await,
-                    None => Ok(()),
-                }
-            }
-            broken => broken,
+        let _ = self.settle(&file).await;
+        let unlocked = match owner {
+            Some(owner) => self.unlock_all(&open, LockSpace::Flock, owner).await,
+            None => Ok(()),
         };
         let counted = open.session.get() == self.session_of(file.ino);
         if counted && file.close_due() {
@@ -73,7 +67,7 @@ impl Fs {
         } else {
             self.table().forget_idle(file.ino);
         }
-        settled.and(open.report())
+        open.check().and(unlocked).and(open.report())
     }
 
     /// The file, if anything of it is open or unsettled here.
@@ -91,8 +85,10 @@ impl Fs {
         Ok(open)
     }
 
-    /// A shard has counted an open: a handle for it.
-    pub(crate) fn opened(&self, attr: &Attr, flags: OpenFlags, session: u64) -> Handle {
+    /// A shard has just counted an open, in the present session (what was sent in an earlier one has failed): a handle
+    /// for it.
+    pub(crate) fn opened(&self, attr: &Attr, flags: OpenFlags) -> Handle {
+        let session = self.session_of(attr.ino);
         let (handle, _) = self.table().insert(attr, flags, session, self.now());
         handle
     }
@@ -102,15 +98,14 @@ impl Fs {
     pub(crate) async fn reopen(&self, open: &Open) -> Result<(), Errno> {
         let _one = open.reopening.exclusive().await;
         let ino = open.file.ino;
-        let session = self.session_of(ino);
-        if open.session.get() == session {
+        if open.session.get() == self.session_of(ino) {
             return open.check();
         }
         let access = open.flags.access();
         let request = Request::Open { who: Who::root(), ino, access, truncate: false };
         match self.ask_attr(ino, request).await {
             Ok(attr) => {
-                open.session.set(session);
+                open.session.set(self.session_of(ino));
                 open.file.absorb_open(&attr, self.now());
                 open.file.opened();
                 Ok(())
