@@ -95,6 +95,6 @@ mod tests {
         let Ok((_listener, bound)) = bind_listener(&any, 16, false) else {
             return; // a machine without IPv6
         };
-        std::net::TcpStream::connect(bound).unwrap();
+        TcpStream::connect(bound).unwrap();
     }
 }

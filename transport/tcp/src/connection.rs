@@ -226,13 +226,13 @@ impl Connection {
             return;
         };
         let sent = slices.iter().map(Slice::len).sum::<usize>();
-        let bulk_len = room.as_ref().map_or(sent, Region::len);
         assert!(
-            bulk_len <= limits::BULK_LEN_MAX as usize
-                && body.len() <= limits::BODY_LEN_MAX as usize,
-            "a frame of {} + {bulk_len} bytes keeps the limits",
+            sent <= limits::BULK_LEN_MAX as usize && body.len() <= limits::BODY_LEN_MAX as usize,
+            "a frame of {} + {sent} bytes keeps the limits",
             body.len()
         );
+        let room_len = room.as_ref().map(|room| room.len().min(limits::BULK_LEN_MAX as usize));
+        let bulk_len = room_len.unwrap_or(sent);
         header.version = version;
         header.body_len = body.len() as u32;
         header.bulk_len = bulk_len as u32;
