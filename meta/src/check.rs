@@ -42,7 +42,7 @@ pub fn check(state: &State) -> Vec<Finding> {
         }
     }
     for (session, known) in &state.sessions.0 {
-        if known.replies.keys().any(|sequence| *sequence < known.watermark) {
+        if known.replies.keys().any(|kept| *kept < known.watermark(kept.endpoint())) {
             texts.push(format!("session {session} keeps a reply below its watermark"));
         }
     }

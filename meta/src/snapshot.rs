@@ -141,7 +141,7 @@ fn put_state(bytes: &mut Vec<u8>, state: &State) {
     put(bytes, &(state.sessions.0.len() as u64));
     for (id, session) in &state.sessions.0 {
         put(bytes, id);
-        put(bytes, &session.watermark);
+        put_map(bytes, &session.watermarks);
         put_map(bytes, &session.replies);
     }
 }
@@ -163,9 +163,9 @@ fn take_state(items: &mut &[u8], header: SnapshotHeader) -> Result<State, Corrup
     state.sessions = Sessions::default();
     for _ in 0..take::<u64>(items)? {
         let id = take(items)?;
-        let watermark = take(items)?;
+        let watermarks = take_map(items)?;
         let replies = take_map::<_, Reply>(items)?;
-        state.sessions.0.insert(id, Session { watermark, replies });
+        state.sessions.0.insert(id, Session { watermarks, replies });
     }
     for (tx, prepare) in &state.prepared {
         state.holds.hold(*tx, &prepare.parts, false);

@@ -124,7 +124,8 @@ pub struct Header {
     pub token: u64,
     /// The change's number in its session; 0 for what changes nothing.
     pub sequence: Sequence,
-    /// The lowest sequence still in flight to this node, lock waits not counted: replies below it may be forgotten.
+    /// The sender's lowest sequence still in flight to this node, lock waits not counted: replies of its endpoint below it
+    /// may be forgotten.
     pub watermark: Sequence,
     /// Where the bulk lies in the sender's registered memory (RDMA only).
     pub remote_address: u64,

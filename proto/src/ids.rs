@@ -29,13 +29,28 @@ id!(
     SessionId(u64)
 );
 id!(
-    /// Numbers a session's changes, from 1. The same change sent again carries the same number.
+    /// Numbers a session's changes, from 1. The same change sent again carries the same number. The top 16 bits are the
+    /// endpoint (the client's thread) that drew it, so that threads number, and acknowledge, independently.
     Sequence(u64)
 );
 id!(
     /// Version of the cluster map.
     Epoch(u32)
 );
+
+impl Sequence {
+    /// The endpoint that drew it.
+    #[must_use]
+    pub const fn endpoint(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+
+    /// Where the numbers of an endpoint begin.
+    #[must_use]
+    pub const fn first_of(endpoint: u16) -> Self {
+        Self((endpoint as u64) << 48)
+    }
+}
 
 /// An inode number: top 16 bits the shard it was born in (it stays there), low 48 bits a number never reused.
 #[derive(

@@ -1,7 +1,7 @@
 //! Kept replies: what makes a change happen exactly once.
 //!
-//! 1. A reply is kept from the record that made it until a record of the same session carries a watermark above it, or the
-//!    session ends. Pruning happens in `apply` only, so that replay keeps the same replies.
+//! 1. A reply is kept from the record that made it until a record of the same session and endpoint carries a watermark above
+//!    it, or the session ends. Pruning happens in `apply` only, so that replay keeps the same replies.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,8 @@ pub enum Kept<'a> {
 /// One session as the shard knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Session {
-    pub(crate) watermark: Sequence,
+    /// By endpoint: each numbers and acknowledges on its own.
+    pub(crate) watermarks: BTreeMap<u16, Sequence>,
     pub(crate) replies: BTreeMap<Sequence, Reply>,
 }
 
@@ -38,7 +39,7 @@ impl Sessions {
 
     pub(crate) fn kept(&self, session: SessionId, sequence: Sequence) -> Kept<'_> {
         match self.0.get(&session) {
-            Some(known) if sequence < known.watermark => Kept::Answered,
+            Some(known) if sequence < known.watermark(sequence.endpoint()) => Kept::Answered,
             Some(known) => known.replies.get(&sequence).map_or(Kept::New, Kept::Reply),
             None => Kept::New,
         }
@@ -46,9 +47,8 @@ impl Sessions {
 
     pub(crate) fn keep(&mut self, origin: Origin, reply: Reply) {
         let session = self.0.entry(origin.session).or_default();
-        session.watermark = session.watermark.max(origin.watermark);
         session.replies.insert(origin.sequence, reply);
-        session.replies = session.replies.split_off(&session.watermark);
+        session.acknowledge(origin);
     }
 
     pub(crate) fn set(&mut self, session: SessionId, alive: bool) {
@@ -57,5 +57,47 @@ impl Sessions {
         } else {
             self.0.remove(&session);
         }
+    }
+}
+
+impl Session {
+    pub(crate) fn watermark(&self, endpoint: u16) -> Sequence {
+        self.watermarks.get(&endpoint).copied().unwrap_or_default()
+    }
+
+    fn acknowledge(&mut self, Origin { sequence, watermark, .. }: Origin) {
+        let endpoint = sequence.endpoint();
+        if watermark.endpoint() != endpoint || watermark <= self.watermark(endpoint) {
+            return;
+        }
+        self.watermarks.insert(endpoint, watermark);
+        let arrived = Sequence::first_of(endpoint)..watermark;
+        let arrived: Vec<Sequence> = self.replies.range(arrived).map(|kept| *kept.0).collect();
+        for sequence in arrived {
+            self.replies.remove(&sequence);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_of_a_session_acknowledge_independently() {
+        let (mut sessions, session) = (Sessions::default(), SessionId(1));
+        let origin = |endpoint, number, watermark| Origin {
+            session,
+            sequence: Sequence(Sequence::first_of(endpoint).0 + number),
+            watermark: Sequence(Sequence::first_of(endpoint).0 + watermark),
+        };
+        for (endpoint, number) in [(0, 1), (3, 1), (0, 2)] {
+            sessions.keep(origin(endpoint, number, 1), Reply::Done);
+        }
+        sessions.keep(origin(3, 2, 2), Reply::Done);
+        let kept = |endpoint, number| sessions.kept(session, origin(endpoint, number, 0).sequence);
+        assert_eq!(kept(0, 1), Kept::Reply(&Reply::Done));
+        assert_eq!(kept(3, 1), Kept::Answered);
+        assert_eq!((kept(3, 2), kept(3, 3)), (Kept::Reply(&Reply::Done), Kept::New));
     }
 }
