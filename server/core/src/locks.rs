@@ -16,8 +16,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sealfs_proto::{Ino, Lock, LockKind, LockOwner, LockSpace, Sequence, SessionId, limits};
 
-use crate::memory::endpoint_of;
-
 /// Who holds a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Holder {
@@ -131,7 +129,7 @@ impl Locks {
     /// Ends the waits that an endpoint of a session has asked for: after a reconnect it asks again, under new numbers.
     pub(crate) fn drop_waits(&mut self, session: SessionId, endpoint: u16) -> Vec<Ticket> {
         let mut dropped = self.waits_of(session);
-        dropped.retain(|ticket| endpoint_of(ticket.1) == endpoint);
+        dropped.retain(|ticket| ticket.1.endpoint() == endpoint);
         for table in self.tables.values_mut() {
             table.waiting.retain(|wait| !dropped.contains(&wait.ticket));
         }

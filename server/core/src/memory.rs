@@ -129,14 +129,14 @@ impl Known {
         watermark: Sequence,
     ) -> Option<Result<Reply, Status>> {
         let (session, sequence) = ticket;
-        let endpoint = endpoint_of(sequence);
+        let endpoint = sequence.endpoint();
         let seen = self.watermarks.entry((session, endpoint)).or_insert(0);
-        if endpoint_of(watermark) == endpoint && watermark.0 > *seen {
-            let from = Sequence((*seen).max(u64::from(endpoint) << 48));
+        if watermark.endpoint() == endpoint && watermark.0 > *seen {
+            let from = Sequence::first_of(endpoint).max(Sequence(*seen));
             let gone = (session, from)..(session, watermark);
             *seen = watermark.0;
             let gone: Vec<Ticket> = self.replies.range(gone).map(|(ticket, _)| *ticket).collect();
-            for ticket in gone.into_iter().filter(|ticket| endpoint_of(ticket.1) == endpoint) {
+            for ticket in gone.into_iter().filter(|ticket| ticket.1.endpoint() == endpoint) {
                 self.replies.remove(&ticket);
             }
         }
@@ -167,9 +167,4 @@ impl Known {
         self.watermarks.retain(|(of, _), _| *of != session);
         self.replies.retain(|(of, _), _| *of != session);
     }
-}
-
-/// The endpoint that has drawn a sequence: its top 16 bits (see `sealfs_transport::Me`).
-pub(crate) fn endpoint_of(sequence: Sequence) -> u16 {
-    (sequence.0 >> 48) as u16
 }

@@ -171,8 +171,9 @@ pub(crate) struct World {
     pub(crate) began: Instant,
     /// When the keeper is next told of whom was heard.
     pub(crate) hear_at: Cell<Instant>,
-    pub(crate) borrowing: Cell<bool>,
+    /// A sync mark is being made, and who waits to make the next one.
     pub(crate) marking: Cell<bool>,
+    pub(crate) marked: Waiters,
     pub(crate) snapshots: snapshot::Progress,
 }
 

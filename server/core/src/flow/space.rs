@@ -52,7 +52,9 @@ pub(crate) async fn borrow(world: &Rc<World>, ask: Ask) -> bool {
         return true;
     }
     // Freed blocks may wait for a sync, here and elsewhere, and other cores may have more than they need.
-    mark(world).await;
+    if world.chunks.borrow().has_pending() {
+        mark(world).await;
+    }
     let recalls = world.other_cores().map(|core| world.errand(core, Errand::Recall));
     join_all(recalls).await;
     give_back(world, world.chunks.borrow_mut().recall());
@@ -97,12 +99,23 @@ pub(crate) fn give_back(world: &Rc<World>, runs: Vec<Run>) {
 
 /// Another core has no space: frees and returns what this one does not need.
 pub(crate) async fn recall(world: &Rc<World>) {
-    mark(world).await;
     give_back(world, world.chunks.borrow_mut().recall());
+    if world.chunks.borrow().has_pending() {
+        mark(world).await;
+    }
 }
 
-/// Makes everything so far durable on the device and says so in the journal; freed blocks become free.
+/// Makes everything so far durable on the device and says so in the journal; freed blocks become free. One at a time.
 pub(crate) async fn mark(world: &Rc<World>) {
+    while world.marking.replace(true) {
+        world.marked.wait().await;
+    }
+    mark_once(world).await;
+    world.marking.set(false);
+    world.marked.wake_one();
+}
+
+async fn mark_once(world: &Rc<World>) {
     let (end, batch) = {
         let log = world.log.borrow();
         let pending = if log.dirty { log.gate.building() } else { log.gate.closed() };
@@ -141,26 +154,15 @@ pub(crate) fn tend(world: &Rc<World>) {
         let mut chunks = world.chunks.borrow_mut();
         (chunks.ask(), chunks.sync_at())
     };
-    if let Some(ask) = ask.filter(|_| !world.borrowing.replace(true)) {
+    if let Some(ask) = ask {
         let task = Rc::clone(world);
         world.spawner.spawn(async move {
-            let got = take(&task, ask).await;
-            if !got {
-                // The node is full; who needs space will ask louder.
-                task.sleep_ms(FULL_MS).await;
-            }
-            task.borrowing.set(false);
+            let _ = take(&task, ask).await;
         });
     }
     let due = sync_at.is_some_and(|at| at <= world.now.get().mono);
-    if due && !world.marking.replace(true) {
+    if due && !world.marking.get() {
         let task = Rc::clone(world);
-        world.spawner.spawn(async move {
-            mark(&task).await;
-            task.marking.set(false);
-        });
+        world.spawner.spawn(async move { mark(&task).await });
     }
 }
-
-/// Between two background tries on a full node.
-const FULL_MS: u64 = 200;
