@@ -236,6 +236,8 @@ fn attach_as_user(mountpoint: &Path, options: &MountOptions) -> Result<File, Mou
     let cause = String::from_utf8_lossy(&output.stderr);
     let next = if cause.contains("user_allow_other") {
         "root can write user_allow_other into /etc/fuse.conf"
+    } else if cause.contains(DEVICE) {
+        "root can run `chmod 666 /dev/fuse`"
     } else {
         "the mountpoint must be yours and writable"
     };

@@ -2,14 +2,14 @@
 //!
 //! What the kernel may cache follows from three rules:
 //! 1. Pages stay over an open only if the inode has not changed since its last open here (`Attr::change`), so that an open
-//!    sees what others have closed. Otherwise the kernel is also told that its attributes are old before the open is
-//!    answered: it asks for none at open.
+//!    sees what others have closed. If it has changed since the kernel was last told its attributes, the kernel is told that
+//!    they are old before the open is answered: it asks for none at open.
 //! 2. Files opened for appending bypass the page cache, for only the shard knows where the end is; so do those opened with
 //!    O_DIRECT, where they can still be mapped.
 //! 3. Entries and attributes are believed for `limits::CACHE_MS`, names that are not there not at all.
 //!
 //! Inode numbers are the kernel's node ids, handles its file handles: nothing is looked up here, and FORGET has nothing to
-//! forget but rule 1's note. A directory's handle remembers who opened it: that person's right to list is checked at
+//! forget but rule 1's notes. A directory's handle remembers who opened it: that person's right to list is checked at
 //! the first entry, and no more behind it, as by a local file system.
 
 use std::cell::{Cell, RefCell};
@@ -41,9 +41,17 @@ struct Shared {
     kernel: Kernel,
     agreed: Cell<Option<Agreed>>,
     groups: RefCell<GroupCache>,
-    /// Rule 1: `Attr::change` when a file was last opened.
-    opened: RefCell<HashMap<Ino, u64>>,
+    known: RefCell<HashMap<Ino, Known>>,
     directories: RefCell<Directories>,
+}
+
+/// What the kernel knows of a file, as values of `Attr::change`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    /// Its attributes: those that it was last told.
+    told: Option<u64>,
+    /// Its pages: when the file was last opened.
+    opened: Option<u64>,
 }
 
 /// Who opened which directory, by the handle that the kernel was given.
@@ -62,7 +70,7 @@ impl Files {
             kernel,
             agreed: Cell::new(None),
             groups: RefCell::default(),
-            opened: RefCell::default(),
+            known: RefCell::default(),
             directories: RefCell::default(),
         }))
     }
@@ -129,7 +137,7 @@ impl Answers for Files {
     }
 
     fn forget(&self, ino: Ino) {
-        self.0.opened.borrow_mut().remove(&ino);
+        self.0.known.borrow_mut().remove(&ino);
     }
 
     fn tidy(&self, now: Instant) {
@@ -144,12 +152,14 @@ fn names(shared: Rc<Shared>, who: Who, asked: &Asked<'_>) -> Work {
     match asked.op {
         Op::Lookup { name } => {
             let name = owned(name);
-            work(async move { shared.fs.lookup(&who, dir, &name).await.map(|a| Reply::entry(&a)) })
+            work(
+                async move { shared.fs.lookup(&who, dir, &name).await.map(|attr| shared.entry(&attr)) },
+            )
         }
         Op::Symlink { name, target } => {
             let (name, target) = (owned(name), owned(target));
             work(async move {
-                shared.fs.symlink(&who, dir, &name, &target).await.map(|a| Reply::entry(&a))
+                shared.fs.symlink(&who, dir, &name, &target).await.map(|attr| shared.entry(&attr))
             })
         }
         Op::Mknod { args, name } => {
@@ -158,7 +168,7 @@ fn names(shared: Rc<Shared>, who: Who, asked: &Asked<'_>) -> Work {
                 let kind = Kind::from_mode(args.mode)?;
                 let mode = args.mode & PERMISSIONS;
                 let made = shared.fs.mknod(&who, dir, &name, kind, args.rdev, mode, args.umask);
-                made.await.map(|a| Reply::entry(&a))
+                made.await.map(|attr| shared.entry(&attr))
             })
         }
         Op::Mkdir { args, name } => {
@@ -166,7 +176,7 @@ fn names(shared: Rc<Shared>, who: Who, asked: &Asked<'_>) -> Work {
             work(async move {
                 let mode = args.mode & PERMISSIONS;
                 let made = shared.fs.mkdir(&who, dir, &name, mode, args.umask).await;
-                made.map(|a| Reply::entry(&a))
+                made.map(|attr| shared.entry(&attr))
             })
         }
         Op::Unlink { name } => {
@@ -189,7 +199,7 @@ fn names(shared: Rc<Shared>, who: Who, asked: &Asked<'_>) -> Work {
         Op::Link { ino, name } => {
             let name = owned(name);
             work(async move {
-                shared.fs.link(&who, Ino(ino), dir, &name).await.map(|a| Reply::entry(&a))
+                shared.fs.link(&who, Ino(ino), dir, &name).await.map(|attr| shared.entry(&attr))
             })
         }
         _ => at_once(Err(Errno::ENOSYS)),
@@ -215,6 +225,7 @@ fn checked(shared: Rc<Shared>, who: Who, asked: &Asked<'_>) -> Work {
                 let fs = &shared.fs;
                 let made = fs.create(&who, ino, &name, mode, args.umask, flags, exclusive).await;
                 let (attr, handle) = made?;
+                shared.note(&attr);
                 let out = shared.open_out(&attr, handle, args.flags);
                 Ok(Reply::open(Some(&attr), handle, out))
             })
@@ -222,6 +233,7 @@ fn checked(shared: Rc<Shared>, who: Who, asked: &Asked<'_>) -> Work {
         Op::Tmpfile(args) => work(async move {
             let (flags, mode) = (open_flags(args.flags), args.mode & PERMISSIONS);
             let (attr, handle) = shared.fs.tmpfile(&who, ino, mode, args.umask, flags).await?;
+            shared.note(&attr);
             let out = shared.open_out(&attr, handle, args.flags);
             Ok(Reply::open(Some(&attr), handle, out))
         }),
@@ -232,7 +244,7 @@ fn checked(shared: Rc<Shared>, who: Who, asked: &Asked<'_>) -> Work {
         Op::Setattr(args) => work(async move {
             let handle = (args.valid & abi::FATTR_FH != 0).then_some(Handle(args.fh));
             let attr = shared.fs.setattr(&who, ino, handle, set_attr(&args)).await?;
-            Ok(Reply::attr(&attr))
+            Ok(shared.attr(&attr))
         }),
         _ => xattrs(shared, who, ino, &asked.op),
     }
@@ -278,6 +290,10 @@ fn directory(shared: Rc<Shared>, asked: &Asked<'_>) -> Work {
             let (entries, _) = shared.fs.list(&who, ino, args.offset, bytes, plus).await?;
             let mut listing = Listing::new(args.size as usize, plus);
             let fitted = entries.iter().take_while(|entry| listing.push(entry)).count();
+            if plus {
+                let told = entries[..fitted].iter().filter_map(|listed| listed.entry.attr.as_ref());
+                told.for_each(|attr| shared.note(attr));
+            }
             if fitted == 0 && !entries.is_empty() {
                 return Err(Errno::EINVAL);
             }
@@ -319,7 +335,9 @@ fn locks(shared: Rc<Shared>, asked: &Asked<'_>) -> Work {
 fn opened(shared: Rc<Shared>, asked: Asked<'_>) -> Work {
     let ino = Ino(asked.header.nodeid);
     match asked.op {
-        Op::Getattr => work(async move { shared.fs.stat(ino).await.map(|a| Reply::attr(&a)) }),
+        Op::Getattr => {
+            work(async move { shared.fs.stat(ino).await.map(|attr| shared.attr(&attr)) })
+        }
         Op::Readlink => work(async move { shared.fs.readlink(ino).await.map(Reply::bytes) }),
         Op::Read(args) => work(async move {
             let pieces = shared.fs.read(Handle(args.fh), args.offset, args.size as usize).await?;
@@ -405,17 +423,40 @@ async fn kill_after_truncate(
 }
 
 impl Shared {
+    /// Tells the kernel of an inode that was found or made.
+    fn entry(&self, attr: &Attr) -> Reply {
+        self.note(attr);
+        Reply::entry(attr)
+    }
+
+    fn attr(&self, attr: &Attr) -> Reply {
+        self.note(attr);
+        Reply::attr(attr)
+    }
+
+    /// Replies leave in the order in which they are noted, and the kernel drops attributes that were asked for earlier than
+    /// those that it has.
+    fn note(&self, attr: &Attr) {
+        if attr.kind == Kind::File {
+            self.known.borrow_mut().entry(attr.ino).or_default().told = Some(attr.change);
+        }
+    }
+
     /// What the kernel may do with an open file: the rules above.
     fn open_out(&self, attr: &Attr, handle: Handle, flags: u32) -> abi::OpenOut {
         let (append, direct) =
             (flags & libc::O_APPEND as u32 != 0, flags & libc::O_DIRECT as u32 != 0);
         let writes = open_flags(flags).write;
         let mappable = self.agreed.get().is_some_and(|agreed| agreed.direct_mmap);
-        let before = self.opened.borrow_mut().insert(attr.ino, attr.change);
-        let unchanged = before == Some(attr.change);
-        if !unchanged {
+        let mut known = self.known.borrow_mut();
+        let known = known.entry(attr.ino).or_default();
+        let now = Some(attr.change);
+        let unchanged = known.opened == now;
+        if known.told != now {
+            known.told = None;
             self.kernel.attributes_are_old(attr.ino);
         }
+        known.opened = now;
         let open_flags = if append && writes {
             abi::FOPEN_DIRECT_IO
         } else if direct && mappable {

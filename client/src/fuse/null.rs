@@ -39,7 +39,7 @@ fn attr(ino: u64) -> Attr {
     Attr {
         ino: Ino(ino),
         kind: if directory { Kind::Directory } else { Kind::File },
-        mode: 0o755,
+        mode: 0o777,
         nlink: 2,
         uid: 0,
         gid: 0,
@@ -153,6 +153,15 @@ fn serve(device: File, began: mpsc::Sender<()>) -> Written {
     }
 }
 
+/// Unmounts, also after a test has failed.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        point::detach(self.0, thread::panicking()).unwrap();
+    }
+}
+
 /// A mount of nothing in a temporary directory for `test`, which also hears when an open of "stuck" has begun; what was
 /// written.
 fn mounted(test: impl FnOnce(&Path, &mpsc::Receiver<()>)) -> Written {
@@ -161,8 +170,9 @@ fn mounted(test: impl FnOnce(&Path, &mpsc::Receiver<()>)) -> Written {
     let (sender, receiver) = mpsc::channel();
     let (began, stuck) = mpsc::channel();
     let server = thread::spawn(move || sender.send(serve(device, began)).unwrap());
-    test(dir.path(), &stuck);
-    point::detach(dir.path(), false).unwrap();
+    let mounted = Mounted(dir.path());
+    test(mounted.0, &stuck);
+    drop(mounted);
     let written = receiver.recv_timeout(Duration::from_secs(20)).unwrap();
     server.join().unwrap();
     written
