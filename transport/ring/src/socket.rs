@@ -12,7 +12,8 @@ use crate::{File, sys};
 pub struct Timeouts {
     /// An idle connection is probed after this long (TCP_KEEPIDLE), and then each third of it.
     pub keepalive: Duration,
-    /// Sent bytes or probes that stay unacknowledged for this long end the connection (TCP_USER_TIMEOUT).
+    /// Sent bytes or probes that stay unacknowledged for this long end the connection, and so does a peer that keeps its
+    /// window closed for this long (TCP_USER_TIMEOUT, tcp(7)).
     pub unacknowledged: Duration,
 }
 

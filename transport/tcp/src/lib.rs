@@ -58,13 +58,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults: probes after 10 s of silence, gone after 20 s without an acknowledgement, 5 s to connect (the first
-    /// SYN and two retries).
+    /// The defaults: probes after 10 s of silence; gone after 30 s without an acknowledgement, or without taking anything
+    /// while its window is closed; 5 s to connect (the first SYN and two retries).
     #[must_use]
     pub fn new(identity: Arc<Identity>) -> Self {
         let timeouts = Timeouts {
             keepalive: Duration::from_secs(10),
-            unacknowledged: Duration::from_secs(20),
+            unacknowledged: Duration::from_secs(30),
         };
         Self { identity, timeouts, handshake_ms: 5_000 }
     }
