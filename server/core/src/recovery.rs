@@ -1,7 +1,7 @@
 //! The core before it is recovered: a type of its own, so that nothing can be asked of it too early.
 //!
 //! ```text
-//! Recovery::new(config) -> snapshot(shard, bytes)* -> journal(bytes)* [-> suspects, reject*] -> finish -> Core
+//! Recovery::new(config) -> snapshot(shard, bytes)* -> journal(bytes)* [-> (suspects, reject*)*] -> finish -> Core
 //! ```
 //! 1. A shard's entries are applied in the order of its own numbers, each exactly once: what a snapshot contains is
 //!    skipped, a gap is refused.
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use sealfs_meta::journal::{ENTRY_HEADER_LEN, Entry, Tail, entries};
 use sealfs_meta::recover::{Step, step};
 use sealfs_meta::{KIND_VERSION, Record, State, apply, snapshot};
-use sealfs_proto::{Corrupt, ShardId, decode, encode, limits};
+use sealfs_proto::{Corrupt, ShardId, decode, limits};
 use sealfs_transport::{Arena, Now, Region, Slice};
 
 use crate::chunk::{ChunkRecord, Replay, Suspect};
@@ -58,10 +58,7 @@ impl Recovery {
                 ),
             ));
         }
-        let chunks: Option<(Vec<u8>, Vec<u8>)> = decode("snapshot's chunks", read.chunks)?;
-        if let Some((logical, local)) = chunks {
-            self.chunks.snapshot(shard, &logical, &local)?;
-        }
+        self.chunks.snapshot(shard, read.chunks)?;
         let number = read.state.number();
         match self.states.get_mut(&shard) {
             Some(state) => *state = (read.state, number),
@@ -127,8 +124,9 @@ impl Recovery {
         Ok(())
     }
 
-    /// Blocks that may not have reached the device before power was lost. To be read and, if one does not hold,
-    /// [`Recovery::reject`]ed, when the machine has lost power since the last run; else nothing is to be done.
+    /// Blocks that may not have reached the device before power was lost. When the machine has lost power since the last run
+    /// they are to be read and, if one does not hold, [`Recovery::reject`]ed; then asked for again, until there are none: under
+    /// a rejected record another doubtful one may lie. Else nothing is to be done.
     #[must_use]
     pub fn suspects(&mut self) -> Vec<Suspect> {
         self.chunks.suspects()
@@ -146,8 +144,8 @@ impl Recovery {
         let (cluster, node) = (self.config.map.cluster, self.config.node);
         let shards = self.states.iter().map(|(&shard, (state, _))| {
             let chunks = self.chunks.encode_shard(shard);
-            let bytes = (!state.is_empty())
-                .then(|| snapshot::encode(cluster, node, state, &encode(&chunks)));
+            let bytes =
+                (!state.is_empty()).then(|| snapshot::encode(cluster, node, state, &chunks));
             (shard, bytes)
         });
         shards.collect()

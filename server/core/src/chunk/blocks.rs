@@ -38,7 +38,6 @@ pub(super) struct Blocks {
     short: bool,
     /// Another core needs what the next sync frees.
     recalled: bool,
-    asked: bool,
     /// The node had nothing to lend: nothing is asked for ahead of need until it has.
     dry: bool,
     group: u32,
@@ -96,7 +95,6 @@ impl Blocks {
             unsynced: None,
             short: false,
             recalled: false,
-            asked: false,
             dry: false,
             group: group_blocks(total),
         }
@@ -141,17 +139,13 @@ impl Blocks {
         Pin { epoch: self.epoch, readers: Rc::clone(&self.readers) }
     }
 
-    pub(super) fn ask(&mut self) -> Option<Ask> {
+    pub(super) fn ask(&self) -> Option<Ask> {
         let ordinary = self.free.total().saturating_sub(self.debt);
-        if self.asked || self.dry || ordinary >= u64::from(self.group / 2) {
-            return None;
-        }
-        self.asked = true;
-        Some(Ask { blocks: self.group, reserve: false })
+        let enough = self.dry || ordinary >= u64::from(self.group / 2);
+        (!enough).then_some(Ask { blocks: self.group, reserve: false })
     }
 
     pub(super) fn lend(&mut self, loan: &Loan) {
-        self.asked = false;
         self.dry = loan.runs.is_empty();
         self.short = self.dry;
         self.debt += u64::from(loan.reserve);

@@ -133,26 +133,22 @@ impl Map {
         }
     }
 
-    /// The shard's chunks as records, each behind its length: logical and local bytes.
-    pub(super) fn encode_shard(&self, shard: ShardId) -> Option<(Vec<u8>, Vec<u8>)> {
-        let (mut logical, mut local) = (Vec::new(), Vec::new());
+    /// The shard's chunks as records, see [`super::record`]; nothing if it has none.
+    pub(super) fn encode_shard(&self, shard: ShardId) -> Vec<u8> {
+        let mut bytes = Vec::new();
         for (key, chunk) in self.shard(shard) {
             let record = chunk.record(key);
-            put_framed(&mut logical, &record.logical());
-            put_framed(&mut local, &record.local());
+            put_framed(&mut bytes, &record.logical());
+            put_framed(&mut bytes, &record.local());
         }
-        (!logical.is_empty()).then_some((logical, local))
+        bytes
     }
 
     /// Adds the chunks of a shard that has none yet.
-    pub(super) fn decode_shard(
-        &mut self,
-        shard: ShardId,
-        mut logical: &[u8],
-        mut local: &[u8],
-    ) -> Result<(), Corrupt> {
-        while !logical.is_empty() {
-            let record = ChunkRecord::decode(cut_framed(&mut logical)?, cut_framed(&mut local)?)?;
+    pub(super) fn decode_shard(&mut self, shard: ShardId, mut bytes: &[u8]) -> Result<(), Corrupt> {
+        while !bytes.is_empty() {
+            let (logical, local) = (cut_framed(&mut bytes)?, cut_framed(&mut bytes)?);
+            let record = ChunkRecord::decode(logical, local)?;
             let key = (record.ino(), record.index());
             if chunk_shard(key.0, key.1, self.shards) != shard || self.chunks.contains_key(&key) {
                 let cause = format!("inode {} chunk {} is not shard {shard}'s", key.0, key.1);
@@ -160,11 +156,7 @@ impl Map {
             }
             self.apply(&record);
         }
-        if local.is_empty() {
-            Ok(())
-        } else {
-            Err(Corrupt::new(SNAPSHOT, "more places than chunks"))
-        }
+        Ok(())
     }
 }
 

@@ -301,10 +301,10 @@ impl Chunks {
             .collect()
     }
 
-    /// What to ask [`Groups`] for before anybody has to wait, once; asked again after [`Chunks::lend`]. `None`: there is
-    /// enough, or it has been asked for.
+    /// What to ask [`Groups`] for before anybody has to wait. `None`: there is enough, or the node had nothing the last time
+    /// and nobody has got a loan since. The caller keeps one question in flight at a time.
     #[must_use]
-    pub fn ask(&mut self) -> Option<Ask> {
+    pub fn ask(&self) -> Option<Ask> {
         self.blocks.ask()
     }
 
@@ -343,11 +343,10 @@ impl Chunks {
 
     // ---- snapshot ----
 
-    /// The chunks of a shard: logical bytes (what a replica would have) and local bytes (where the blocks lie). `None`: it
-    /// has none. Equal states give equal bytes. The snapshot may be stored only after a SyncVolume that began later than this
-    /// call: its extents are not verified at recovery.
+    /// The chunks of a shard, for its snapshot; no bytes if it has none. Equal states give equal bytes. The snapshot may be
+    /// stored only after a SyncVolume that began later than this call: its extents are not verified at recovery.
     #[must_use]
-    pub fn encode_shard(&self, shard: ShardId) -> Option<(Vec<u8>, Vec<u8>)> {
+    pub fn encode_shard(&self, shard: ShardId) -> Vec<u8> {
         self.map.encode_shard(shard)
     }
 }

@@ -5,6 +5,9 @@
 //!          | changes: count u64, each (start u16, count u16, state u32: 0 hole, 1 unwritten, 2 written)
 //!          | sums: count u64, each u32, one per block that is written, in the order of the changes
 //! local:   runs: count u64, each (start u64, count u32), together as many blocks as are unwritten or written
+//!
+//! a shard's chunks in its snapshot: of each, ascending by (ino, index), the record that makes the whole chunk
+//!          logical_len u32 | logical | local_len u32 | local
 //! ```
 //!
 //! The logical part is what a replica needs; the local part says where this node put it, and never leaves the node.

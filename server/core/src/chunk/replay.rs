@@ -88,13 +88,8 @@ impl Replay {
     }
 
     /// The chunks of a shard, as [`Chunks::encode_shard`] gave them.
-    pub fn snapshot(
-        &mut self,
-        shard: ShardId,
-        logical: &[u8],
-        local: &[u8],
-    ) -> Result<(), Corrupt> {
-        self.map.decode_shard(shard, logical, local)
+    pub fn snapshot(&mut self, shard: ShardId, bytes: &[u8]) -> Result<(), Corrupt> {
+        self.map.decode_shard(shard, bytes)
     }
 
     /// The next record, whose entry begins at `position`.
@@ -172,7 +167,7 @@ impl Replay {
 
     /// The state so far, for snapshots of a data directory that is only being converted.
     #[must_use]
-    pub fn encode_shard(&self, shard: ShardId) -> Option<(Vec<u8>, Vec<u8>)> {
+    pub fn encode_shard(&self, shard: ShardId) -> Vec<u8> {
         self.map.encode_shard(shard)
     }
 }

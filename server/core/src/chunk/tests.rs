@@ -24,7 +24,7 @@ struct One {
 impl One {
     fn new(blocks: u64) -> Self {
         Self {
-            chunks: Chunks::new(SHARDS, blocks, Region::zeroed(BLOCK).freeze()),
+            chunks: Chunks::new(SHARDS, blocks, zeros()),
             groups: Groups::new(blocks, vec![]).unwrap(),
             volume: vec![0; blocks as usize * BLOCK],
             position: 0,
@@ -113,7 +113,7 @@ impl One {
                 break;
             }
         }
-        let (chunks, repairs) = replay.finish(self.groups.total(), Region::zeroed(BLOCK).freeze());
+        let (chunks, repairs) = replay.finish(self.groups.total(), zeros());
         self.chunks = chunks;
         self.groups = Groups::new(self.groups.total(), self.chunks.used()).unwrap();
         self.records.extend(repairs.into_iter().zip(self.position + 1..).map(|(r, at)| (at, r)));
@@ -138,6 +138,10 @@ impl One {
         let runs = self.chunks.on_synced(self.position + 1, Instant(0));
         self.groups.give_back(runs);
     }
+}
+
+fn zeros() -> Slice {
+    Region::zeroed(3 * BLOCK).freeze()
 }
 
 fn fetch(volume: &[u8], read: VolumeRead) -> Region {
@@ -358,24 +362,46 @@ fn extents_are_merged_clipped_and_continued() {
 }
 
 #[test]
+fn more_extents_than_a_reply_holds_are_asked_for_again() {
+    let mut one = One::new(16_384);
+    while one.index < 40 {
+        for block in (0..256).step_by(2) {
+            one.write(block * 4_096, &[1; 4_096]).unwrap();
+        }
+        one.index += 1;
+    }
+    let (ranges, next) = one.chunks.extents(FILE, 1 << 20, 0, u64::MAX);
+    assert_eq!(ranges.len(), limits::EXTENTS_MAX);
+    let (rest, end) = one.chunks.extents(FILE, 1 << 20, next.unwrap(), u64::MAX);
+    assert_eq!((rest.len(), end), (40 * 128 - limits::EXTENTS_MAX, None));
+    assert_eq!((rest[0].0, rest[0].1), (next.unwrap(), next.unwrap() + 4_096));
+}
+
+#[test]
 fn a_snapshot_of_equal_states_has_equal_bytes_and_damage_is_refused() {
     let (mut one, mut two) = (One::new(2_048), One::new(2_048));
     for one in [&mut one, &mut two] {
         one.write(0, &[1; 9_000]).unwrap();
         one.allocate(0, 40_000).unwrap();
     }
-    let (logical, local) = one.chunks.encode_shard(FILE.shard()).unwrap();
-    assert_eq!(two.chunks.encode_shard(FILE.shard()), Some((logical.clone(), local.clone())));
-    assert_eq!(one.chunks.encode_shard(ShardId(5)), None);
+    let bytes = one.chunks.encode_shard(FILE.shard());
+    assert_eq!(two.chunks.encode_shard(FILE.shard()), bytes);
+    assert!(one.chunks.encode_shard(ShardId(5)).is_empty());
     let mut replay = Replay::new(SHARDS);
-    replay.snapshot(FILE.shard(), &logical, &local).unwrap();
-    assert_eq!(replay.encode_shard(FILE.shard()), Some((logical.clone(), local.clone())));
-    assert!(replay.snapshot(FILE.shard(), &logical, &local).is_err(), "a chunk comes once");
-    assert!(Replay::new(SHARDS).snapshot(ShardId(5), &logical, &local).is_err());
-    for len in 1..logical.len() {
-        assert!(Replay::new(SHARDS).snapshot(FILE.shard(), &logical[..len], &local).is_err());
+    replay.snapshot(FILE.shard(), &bytes).unwrap();
+    assert_eq!(replay.encode_shard(FILE.shard()), bytes);
+    assert!(replay.snapshot(FILE.shard(), &bytes).is_err(), "a chunk comes once");
+    assert!(Replay::new(SHARDS).snapshot(ShardId(5), &bytes).is_err());
+    for len in 1..bytes.len() {
+        assert!(Replay::new(SHARDS).snapshot(FILE.shard(), &bytes[..len]).is_err());
     }
-    for len in 0..local.len() {
-        assert!(Replay::new(SHARDS).snapshot(FILE.shard(), &logical, &local[..len]).is_err());
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x81;
+        let mut replay = Replay::new(SHARDS);
+        if replay.snapshot(FILE.shard(), &damaged).is_ok() {
+            let (chunks, _) = replay.finish(2_048, zeros());
+            let _ = Groups::new(2_048, chunks.used());
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use sealfs_meta::snapshot;
-use sealfs_proto::{ShardId, encode};
+use sealfs_proto::ShardId;
 use sealfs_transport::Instant;
 
 use crate::world::World;
@@ -86,7 +86,7 @@ fn shard_bytes(world: &World, shard: ShardId) -> Option<Vec<u8>> {
     let chunks = world.chunks.borrow().encode_shard(shard);
     let (cluster, node) = (world.config.map.cluster, world.config.node);
     world.with(shard, |state| {
-        (!state.is_empty()).then(|| snapshot::encode(cluster, node, state, &encode(&chunks)))
+        (!state.is_empty()).then(|| snapshot::encode(cluster, node, state, &chunks))
     })
 }
 

@@ -151,7 +151,7 @@ pub(crate) fn tend(world: &Rc<World>) {
         return;
     }
     let (ask, sync_at) = {
-        let mut chunks = world.chunks.borrow_mut();
+        let chunks = world.chunks.borrow();
         (chunks.ask(), chunks.sync_at())
     };
     if let Some(ask) = ask {

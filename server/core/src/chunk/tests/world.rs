@@ -11,15 +11,13 @@ use sealfs_proto::chunk_shard;
 use sealfs_transport::Region;
 
 use super::super::*;
-use super::{SHARDS, fetch, store};
+use super::{SHARDS, fetch, store, zeros};
 
 const CHUNK: usize = 64 * 1024;
 const FILES: u64 = 3;
 const CHUNKS: u64 = 4;
 
 type Key = (Ino, u64);
-/// A shard's logical and local bytes.
-type Snapshot = (Vec<u8>, Vec<u8>);
 
 /// What a chunk must read as.
 #[derive(Clone, PartialEq, Eq)]
@@ -50,7 +48,7 @@ struct Core {
     journal: Vec<(u64, Entry)>,
     /// Entries that are on the device.
     durable: usize,
-    snapshots: BTreeMap<ShardId, (u64, Option<Snapshot>)>,
+    snapshots: BTreeMap<ShardId, (u64, Vec<u8>)>,
     /// Syncs that are done but have no mark yet.
     syncs: VecDeque<u64>,
 }
@@ -433,9 +431,7 @@ impl World {
         let replays = self.cores.iter().zip(durable).map(|(core, durable)| {
             let mut replay = Replay::new(SHARDS);
             for (shard, (_, bytes)) in &core.snapshots {
-                if let Some((logical, local)) = bytes {
-                    replay.snapshot(*shard, logical, local).unwrap();
-                }
+                replay.snapshot(*shard, bytes).unwrap();
             }
             for (position, entry) in &core.journal[..*durable] {
                 match entry {
@@ -465,8 +461,7 @@ impl World {
         self.changes.clear();
         self.reads.clear();
         for replay in replays {
-            let zeros = Region::zeroed(3 * BLOCK).freeze();
-            let (chunks, repairs) = replay.finish(self.groups.total(), zeros);
+            let (chunks, repairs) = replay.finish(self.groups.total(), zeros());
             let (mut journal, snapshots) =
                 old.next().map_or_else(Default::default, |core| (core.journal, core.snapshots));
             for record in repairs {
@@ -547,9 +542,10 @@ impl World {
         for shard in (0..SHARDS).map(|shard| ShardId(shard as u16)) {
             let target = usize::from(shard.0) % cores;
             for core in &self.cores {
-                if let Some((logical, local)) = core.chunks.encode_shard(shard) {
-                    replays[target].snapshot(shard, &logical, &local).unwrap();
-                    snapshots[target].insert(shard, (self.position, Some((logical, local))));
+                let bytes = core.chunks.encode_shard(shard);
+                if !bytes.is_empty() {
+                    replays[target].snapshot(shard, &bytes).unwrap();
+                    snapshots[target].insert(shard, (self.position, bytes));
                 }
             }
         }
