@@ -21,6 +21,7 @@
 mod calls;
 pub mod handshake;
 mod key;
+pub mod mem;
 mod payload;
 mod random;
 mod region;

@@ -1,12 +1,15 @@
 //! What is asked, what comes back, and what may go wrong.
 
+use std::cell::Cell;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use sealfs_proto::{
     ClusterId, Errno, NodeId, Reply, Request, Sequence, ShardId, TransportKind, limits,
 };
 
+use crate::tasks::Receiver;
 use crate::{Bulk, MapStamp, Region};
 
 /// Who calls.
@@ -159,22 +162,32 @@ impl CallError {
 
 /// A call in flight: the future of its answer.
 #[derive(Debug)]
-pub struct Call;
+pub struct Call {
+    answer: Receiver<Result<Answer, CallError>>,
+    sequence: Option<Rc<Cell<u64>>>,
+}
 
 impl Call {
-    /// The number under which the change is known to the node at present; `None` for what changes nothing.
+    pub(super) const fn new(
+        answer: Receiver<Result<Answer, CallError>>,
+        sequence: Option<Rc<Cell<u64>>>,
+    ) -> Self {
+        Self { answer, sequence }
+    }
+
+    /// The number under which the change is known to the node at present; `None` for what changes nothing, and for a
+    /// lock wait that was not sent yet. A lock wait's number changes when it is sent again.
     #[must_use]
     pub fn sequence(&self) -> Option<Sequence> {
-        unimplemented!()
+        self.sequence.as_ref().map(|cell| Sequence(cell.get())).filter(|number| number.0 != 0)
     }
 }
 
 impl Future for Call {
     type Output = Result<Answer, CallError>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let _ = cx;
-        unimplemented!()
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.answer).poll(cx).map(|told| told.unwrap_or(Err(CallError::Gone)))
     }
 }
 
@@ -185,8 +198,8 @@ pub struct PeerStatus {
     pub node: NodeId,
     /// With what it is connected; `None`: not connected.
     pub connected: Option<TransportKind>,
-    /// Why the last connection ended or could not be made: "127.0.0.1:7002: connection refused". `None` once it is
-    /// connected again.
+    /// Why the last connection ended or could not be made: "127.0.0.1:7002: connection refused". `None` while it is
+    /// connected.
     pub last_error: Option<String>,
     /// Connections made after the first one.
     pub reconnects: u64,

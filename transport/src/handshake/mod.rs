@@ -20,6 +20,10 @@
 //! It does not encrypt and does not authenticate what follows: who can change packets on the way can take over a
 //! connection. Nonces come in as arguments, from the kernel's generator.
 
+mod exchange;
+
+pub use exchange::{Exchange, Step};
+
 use std::sync::Arc;
 
 use sealfs_proto::{
@@ -177,9 +181,9 @@ pub fn frame(message: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Whether `header` may begin a handshake message; `proven`: whether it comes from a peer that may send a whole map.
-pub fn check_header(header: &Header, proven: bool) -> Result<(), CloseReason> {
-    let longest = if proven { limits::BODY_LEN_MAX } else { MESSAGE_LEN_MAX };
+/// Whether `header` may begin a handshake message; `may_carry_map`: the one in which a map may come (message 4).
+pub fn check_header(header: &Header, may_carry_map: bool) -> Result<(), CloseReason> {
+    let longest = if may_carry_map { limits::BODY_LEN_MAX } else { MESSAGE_LEN_MAX };
     if header.kind != HeaderKind::Handshake || header.bulk_len != 0 || header.body_len > longest {
         return Err(CloseReason::Corrupt("not a handshake message".into()));
     }
@@ -472,4 +476,181 @@ fn other_node(here: NodeId, wanted: NodeId) -> CloseReason {
 fn cut(text: &str) -> String {
     let end = (0..=TEXT_LEN_MAX.min(text.len())).rfind(|&end| text.is_char_boundary(end));
     text[..end.unwrap_or(0)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sealfs_proto::{Node, SessionId};
+
+    const KEY: [u8; 32] = [9; 32];
+
+    fn map(epoch: u32) -> ClusterMap {
+        let node = |id| Node { id: NodeId(id), weight: 1, addresses: vec![] };
+        ClusterMap {
+            cluster: ClusterId([3; 16]),
+            epoch: Epoch(epoch),
+            shards_log2: 12,
+            chunk_size: 1 << 20,
+            nodes: vec![node(1), node(2)],
+        }
+    }
+
+    fn identity() -> Arc<Identity> {
+        let serves = Serves { node: NodeId(2), map: Arc::new(map(5)) };
+        Arc::new(Identity { key: Key::new(KEY), serves: Some(serves) })
+    }
+
+    fn client() -> Hello {
+        Hello {
+            cluster: ClusterId([3; 16]),
+            node: Some(NodeId(2)),
+            peer: Peer::Client { session: SessionId(7), endpoint: 0 },
+            resume: false,
+            map: Some(MapStamp::of(&map(5))),
+        }
+    }
+
+    /// Messages 1 to 3, and the accepting end's view.
+    fn meet(key: [u8; 32], hello: Hello) -> (Introduced, Result<Proven, Failed>) {
+        let (greeted, one) = Greeted::new(&Key::new(key), hello, [1; 32]);
+        let (challenged, two) = Accepting::new(identity(), [2; 32]).on_greeting(&one).unwrap();
+        let (introduced, three) = greeted.on_challenge(&two).unwrap();
+        (introduced, challenged.on_introduction(&three))
+    }
+
+    fn admitted(hello: Hello) -> Result<Welcome, CloseReason> {
+        let (introduced, proven) = meet(KEY, hello);
+        introduced.on_verdict(&proven.unwrap().admit().1)
+    }
+
+    /// The refusal as both ends see it.
+    fn refused(key: [u8; 32], hello: Hello) -> [String; 2] {
+        let (introduced, proven) = meet(key, hello);
+        let failed = proven.unwrap_err();
+        let told = introduced.on_verdict(&failed.answer.unwrap()).unwrap_err();
+        assert!(matches!((&failed.why, &told), (CloseReason::Refused(_), CloseReason::Refused(_))));
+        [failed.why.to_string(), told.to_string()]
+    }
+
+    #[test]
+    fn who_has_the_key_is_admitted() {
+        let welcome = admitted(client()).unwrap();
+        assert_eq!((welcome.version, welcome.node, welcome.map), (1, NodeId(2), None));
+    }
+
+    #[test]
+    fn who_knows_only_the_key_gets_the_map() {
+        let hello = Hello { cluster: ClusterId::default(), node: None, map: None, ..client() };
+        assert_eq!(*admitted(hello).unwrap().map.unwrap(), map(5));
+    }
+
+    #[test]
+    fn a_client_with_an_older_map_gets_the_present_one() {
+        let hello = Hello { map: Some(MapStamp::of(&map(4))), ..client() };
+        assert_eq!(*admitted(hello).unwrap().map.unwrap(), map(5));
+    }
+
+    #[test]
+    fn a_wrong_key_is_refused_and_learns_nothing_else() {
+        for text in refused([8; 32], client()) {
+            assert!(text.contains("key"), "{text}");
+            assert!(!text.contains("0303") && !text.contains("node 2"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_node_without_the_key_is_not_believed() {
+        let (introduced, _) = meet(KEY, client());
+        let (_, proven) = meet(KEY, client());
+        let mut forged: Verdict = decode("verdict", &proven.unwrap().admit().1).unwrap();
+        forged.proof[0] ^= 1;
+        assert!(introduced.on_verdict(&encode(&forged)).unwrap_err().to_string().contains("key"));
+    }
+
+    #[test]
+    fn another_cluster_or_node_is_refused_by_name() {
+        let hello = Hello { cluster: ClusterId([4; 16]), ..client() };
+        assert!(
+            refused(KEY, hello).iter().all(|text| text.contains("0303") && text.contains("0404"))
+        );
+        let hello = Hello { node: Some(NodeId(1)), ..client() };
+        assert!(
+            refused(KEY, hello).iter().all(|text| text.contains("node 2 answers where node 1"))
+        );
+    }
+
+    #[test]
+    fn nodes_with_different_maps_are_kept_apart() {
+        let node = Peer::Node { node: NodeId(1), endpoint: 0 };
+        let hello = Hello { peer: node, map: Some(MapStamp::of(&map(6))), ..client() };
+        assert!(refused(KEY, hello)[1].contains("epoch 5"));
+        let hello = Hello { peer: Peer::Node { node: NodeId(2), endpoint: 0 }, ..client() };
+        assert!(refused(KEY, hello)[1].contains("two servers"));
+        let hello = Hello { peer: Peer::Node { node: NodeId(9), endpoint: 0 }, ..client() };
+        assert!(refused(KEY, hello)[1].contains("not in node 2's map"));
+        let hello = Hello { peer: node, ..client() };
+        assert!(admitted(hello).is_ok());
+    }
+
+    #[test]
+    fn an_ended_session_is_told_apart_and_cannot_be_forged() {
+        let (introduced, proven) = meet(KEY, client());
+        let message = proven.unwrap().refuse(&CloseReason::NoSession);
+        assert_eq!(introduced.on_verdict(&message), Err(CloseReason::NoSession));
+        let forged = encode(&Verdict { outcome: Outcome::NoSession, proof: [0; 32] });
+        let (introduced, _) = meet(KEY, client());
+        assert!(matches!(introduced.on_verdict(&forged), Err(CloseReason::Refused(_))));
+    }
+
+    #[test]
+    fn a_recorded_handshake_is_refused() {
+        let (greeted, one) = Greeted::new(&Key::new(KEY), client(), [1; 32]);
+        let (_, two) = Accepting::new(identity(), [2; 32]).on_greeting(&one).unwrap();
+        let (_, three) = greeted.on_challenge(&two).unwrap();
+        let (challenged, _) = Accepting::new(identity(), [5; 32]).on_greeting(&one).unwrap();
+        assert!(challenged.on_introduction(&three).unwrap_err().why.to_string().contains("key"));
+    }
+
+    #[test]
+    fn versions_without_overlap_are_named() {
+        let greeting = Greeting { versions: Versions { min: 7, max: 9 }, nonce: [1; 32] };
+        let failed =
+            Accepting::new(identity(), [2; 32]).on_greeting(&encode(&greeting)).unwrap_err();
+        assert!(failed.why.to_string().contains("7 to 9"));
+        let (greeted, _) = Greeted::new(&Key::new(KEY), client(), [1; 32]);
+        let told = greeted.on_challenge(&failed.answer.unwrap()).unwrap_err();
+        assert!(told.to_string().contains("1 to 1"));
+        let wide = Versions { min: 0, max: 200 };
+        assert_eq!(Versions::OURS.highest_common(wide), Some(Versions::OURS.max));
+    }
+
+    #[test]
+    fn every_flipped_bit_of_the_introduction_is_refused() {
+        let (greeted, one) = Greeted::new(&Key::new(KEY), client(), [1; 32]);
+        let (_, two) = Accepting::new(identity(), [2; 32]).on_greeting(&one).unwrap();
+        let (_, three) = greeted.on_challenge(&two).unwrap();
+        for bit in 0..three.len() * 8 {
+            let mut bytes = three.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let (challenged, _) = Accepting::new(identity(), [2; 32]).on_greeting(&one).unwrap();
+            assert!(challenged.on_introduction(&bytes).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        assert!(Accepting::new(identity(), [2; 32]).on_greeting(&[0; 9]).is_err());
+        let (greeted, _) = Greeted::new(&Key::new(KEY), client(), [1; 32]);
+        assert!(greeted.on_challenge(&[255; 40]).is_err());
+        let (introduced, _) = meet(KEY, client());
+        assert!(introduced.on_verdict(&[1; 100]).is_err());
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        let text = "ä".repeat(400);
+        assert_eq!(cut(&text).len(), 512);
+        assert_eq!(cut(&format!("x{text}")).len(), 511);
+    }
 }
