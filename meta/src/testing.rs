@@ -124,9 +124,7 @@ impl World {
     /// The next request of the session.
     pub(crate) fn asked(&mut self) -> Asked {
         self.sequence += 1;
-        let sequence = Sequence(self.sequence);
-        let origin = Origin { session: SessionId(1), sequence, watermark: sequence };
-        Asked { origin, now: at(self.sequence as i64), shards: 4, facts: Facts::default() }
+        asked(self.sequence)
     }
 
     /// Carries a change out as the servers do together.
@@ -287,9 +285,9 @@ impl World {
         ino(self.run(&create(Who::root(), dir, name)))
     }
 
-    pub(crate) fn lookup(&mut self, dir: Ino, name: &str) -> Option<Ino> {
+    pub(crate) fn lookup(&self, dir: Ino, name: &str) -> Option<Ino> {
         let (who, name) = (Who::root(), name.into());
-        match read(self.state(dir.shard()), &Request::Lookup { who, dir, name }) {
+        match read(&self.states[usize::from(dir.shard().0)], &Request::Lookup { who, dir, name }) {
             Ok(Reply::Entry(entry)) => Some(entry.ino),
             _ => None,
         }
@@ -351,4 +349,11 @@ pub(crate) fn shard_of(request: &Request) -> ShardId {
         | Request::XattrRemove { ino, .. } => ino.shard(),
         other => unreachable!("{other:?} is no change of a shard's names"),
     }
+}
+
+/// Request `sequence` of session 1, at second `sequence`, in a cluster of 4 shards.
+pub(crate) fn asked(sequence: u64) -> Asked {
+    let session = SessionId(1);
+    let origin = Origin { session, sequence: Sequence(sequence), watermark: Sequence(sequence) };
+    Asked { origin, now: at(sequence as i64), shards: 4, facts: Facts::default() }
 }

@@ -140,3 +140,156 @@ fn new_mode(attr: &Attr, who: &Who, set: &SetAttr) -> Option<u32> {
     }
     (mode != attr.mode).then_some(mode)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{World, asked, at, user};
+    use crate::{Effect, Planned};
+    use sealfs_proto::Request;
+
+    fn mode(mode: u32) -> SetAttr {
+        SetAttr { mode: Some(mode), ..SetAttr::default() }
+    }
+
+    fn owner(uid: Option<u32>, gid: Option<u32>) -> SetAttr {
+        SetAttr { uid, gid, ..SetAttr::default() }
+    }
+
+    fn size(size: u64) -> SetAttr {
+        SetAttr { size: Some(size), ..SetAttr::default() }
+    }
+
+    #[test]
+    fn only_the_owner_changes_modes_and_only_root_gives_files_away() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        world.chmod(file, 0o644, 1);
+        let member = Who { groups: vec![5], ..user(1) };
+        assert_eq!(world.set(user(2), file, mode(0o777)), Err(Errno::EPERM));
+        assert_eq!(world.set(user(1), file, owner(Some(2), None)), Err(Errno::EPERM));
+        assert_eq!(world.set(user(1), file, owner(None, Some(5))), Err(Errno::EPERM));
+        assert!(world.set(member, file, owner(Some(1), Some(5))).is_ok());
+        assert!(world.set(Who::root(), file, owner(Some(9), None)).is_ok());
+        assert_eq!((world.attr(file).uid, world.attr(file).gid), (9, 5));
+    }
+
+    #[test]
+    fn a_new_owner_loses_the_set_id_bits_but_not_of_directories() {
+        let mut world = World::new();
+        let (file, dir) = (world.create(Ino::ROOT, "a"), world.mkdir(Ino::ROOT, "d"));
+        world.chmod(file, 0o6755, 1);
+        world.chmod(dir, 0o6755, 1);
+        world.set(Who::root(), file, owner(Some(2), None)).unwrap();
+        world.set(Who::root(), dir, owner(Some(2), None)).unwrap();
+        assert_eq!((world.attr(file).mode, world.attr(dir).mode), (0o755, 0o6755));
+        assert!(world.set(user(2), dir, mode(0o2755)).is_ok());
+        assert_eq!(world.attr(dir).mode, 0o755, "group 1 is not one of user 2's");
+    }
+
+    #[test]
+    fn who_may_write_says_now_and_the_owner_says_when() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        world.chmod(file, 0o662, 1);
+        let set = |mtime| SetAttr { mtime: Some(mtime), ..SetAttr::default() };
+        assert_eq!(world.set(user(2), file, set(SetTime::At(at(3)))), Err(Errno::EPERM));
+        assert!(world.set(user(2), file, set(SetTime::Now)).is_ok());
+        assert!(world.set(user(1), file, set(SetTime::At(at(3)))).is_ok());
+        assert_eq!(world.attr(file).mtime, at(3));
+        world.set(Who::root(), file, mode(0o660)).unwrap();
+        assert_eq!(world.set(user(2), file, set(SetTime::Now)), Err(Errno::EACCES));
+        world.assert_sound();
+    }
+
+    #[test]
+    fn a_truncation_asks_for_what_truncate_asks_for() {
+        let mut world = World::new();
+        let (file, dir) = (world.create(Ino::ROOT, "a"), world.mkdir(Ino::ROOT, "d"));
+        world.chmod(file, 0o6755, 1);
+        assert_eq!(world.set(Who::root(), dir, size(0)), Err(Errno::EISDIR));
+        assert_eq!(world.set(user(2), file, size(5)), Err(Errno::EACCES));
+        assert_eq!(world.set(user(1), file, size(u64::MAX)), Err(Errno::EFBIG));
+        let opened = Request::SetAttr { who: user(2), ino: file, set: size(5), opened: true };
+        assert!(world.run(&opened).is_ok());
+        assert_eq!((world.attr(file).size, world.attr(file).mode), (5, 0o755));
+    }
+
+    #[test]
+    fn a_cut_is_begun_unless_nothing_can_lie_beyond() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        let cuts = |world: &mut World, to: u64| {
+            let asked = world.asked();
+            let set = size(to);
+            let request = Request::SetAttr { who: Who::root(), ino: file, set, opened: true };
+            match crate::plan(&world.states[0], &request, &asked) {
+                Ok(Planned::Record(record)) => world.append(file.shard(), record).effects,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(cuts(&mut world, 10), [], "nothing was written");
+        world.run(&Request::Raise { ino: file, bound: 1 << 22 }).unwrap();
+        let cut = Effect::Cut { ino: file, from: 1 << 21, bound: 1 << 22, chunk_size: 1 << 20 };
+        assert_eq!(cuts(&mut world, 1 << 21), [cut], "writes may be on their way");
+        assert_eq!(cuts(&mut world, 1 << 22), []);
+        assert_eq!(world.attr(file).bound, 1 << 22, "it never falls");
+        world.assert_sound();
+    }
+
+    #[test]
+    fn while_a_cut_is_pending_the_file_does_not_grow() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        world.run(&Request::Raise { ino: file, bound: 1 << 22 }).unwrap();
+        let plan = |request: &Request, state: &mut State, apply: bool| {
+            let planned = crate::plan(state, request, &asked(9))?;
+            if let (Planned::Record(record), true) = (&planned, apply) {
+                crate::apply(state, record);
+            }
+            Ok::<_, Refused>(planned)
+        };
+        let mut state = world.states[0].clone();
+        let set =
+            |to| Request::SetAttr { who: Who::root(), ino: file, set: size(to), opened: true };
+        plan(&set(100), &mut state, true).unwrap();
+        assert_eq!((state.cut(file), state.cuts().count()), (Some(100), 1));
+        let settle =
+            |size| Request::Settle { ino: file, generation: 2, size, blocks: 0, wrote: true };
+        for request in [
+            set(0),
+            set(1 << 30),
+            settle(101),
+            Request::Raise { ino: file, bound: 1 << 23 },
+            Request::Reserve { ino: file, length: 1 },
+        ] {
+            assert_eq!(plan(&request, &mut state, false), Err(Refused::Busy), "{request:?}");
+        }
+        assert!(plan(&settle(100), &mut state, false).is_ok());
+
+        let change = Change::CutDone { ino: file, blocks: -8 };
+        crate::apply(&mut state, &crate::Record { origin: None, now: at(0), change });
+        assert_eq!(state.cut(file), None);
+        assert!(plan(&settle(101), &mut state, false).is_ok());
+    }
+
+    #[test]
+    fn open_checks_and_truncates() {
+        let mut world = World::new();
+        let (file, dir) = (world.create(Ino::ROOT, "a"), world.mkdir(Ino::ROOT, "d"));
+        world.set(Who::root(), file, size(7)).unwrap();
+        world.chmod(file, 0o644, 1);
+        let open = |ino, uid, truncate| Request::Open {
+            who: user(uid),
+            ino,
+            access: crate::access::READ,
+            truncate,
+        };
+        assert!(world.run(&open(file, 2, false)).is_ok());
+        assert_eq!(world.run(&open(file, 2, true)), Err(Errno::EACCES));
+        assert_eq!(world.run(&open(dir, 0, true)), Err(Errno::EISDIR));
+        assert!(world.run(&open(file, 1, true)).is_ok());
+        assert_eq!(world.attr(file).size, 0);
+        world.assert_sound();
+    }
+}

@@ -139,3 +139,159 @@ const fn blank(kind: Kind, uid: u32, gid: u32, mode: u32, now: Time) -> Attr {
         bound: 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{World, at, create, file, ino, user};
+    use crate::{Effect, Kept};
+    use sealfs_proto::{Reply, Xattr};
+
+    fn mkdir(who: Who, dir: Ino, name: &[u8], mode: u32) -> Request {
+        Request::Mkdir { who, dir, name: name.to_vec(), mode, umask: 0o22 }
+    }
+
+    #[test]
+    fn create_makes_entry_and_inode_in_the_directorys_shard_with_one_record() {
+        let mut world = World::new();
+        let before = world.states[0].number();
+        let file = world.create(Ino::ROOT, "a");
+        assert_eq!((world.states[0].number(), file.shard()), (before + 1, Ino::ROOT.shard()));
+        let attr = world.attr(file);
+        assert_eq!((attr.nlink, attr.mode, attr.size, attr.bound), (1, 0o666, 0, 1 << 20));
+        assert_eq!(world.run(&create(Who::root(), Ino::ROOT, "a")), Err(Errno::EEXIST));
+        let root = world.attr(Ino::ROOT);
+        assert_eq!((root.nlink, root.mtime), (2, at(1)));
+    }
+
+    #[test]
+    fn mkdir_makes_the_inode_where_the_path_hashes_to() {
+        let mut world = World::new();
+        let mut shards = std::collections::BTreeSet::new();
+        for name in ["a", "b", "c", "d", "e", "f"] {
+            let dir = world.mkdir(Ino::ROOT, name);
+            assert_eq!(dir.shard(), directory_shard(Ino::ROOT, name.as_bytes(), 4));
+            assert_eq!(world.inode(dir).unwrap().directory().unwrap().parent, Ino::ROOT);
+            shards.insert(dir.shard());
+        }
+        assert!(shards.len() > 1, "the names spread");
+        assert_eq!(world.attr(Ino::ROOT).nlink, 2 + 6);
+        world.assert_sound();
+    }
+
+    #[test]
+    fn mkdir_answers_with_the_attributes_of_the_new_directory() {
+        let mut world = World::new();
+        let reply = world.run(&mkdir(user(5), Ino::ROOT, b"a", 0o777)).unwrap();
+        let Reply::Entry(entry) = &reply else { panic!("{reply:?}") };
+        let attr = entry.attr.as_ref().unwrap();
+        assert_eq!((attr.ino, attr.mode, attr.uid, attr.nlink), (entry.ino, 0o755, 5, 2));
+        assert_eq!(world.kept(Ino::ROOT.shard(), world.sequence), Kept::Reply(&reply));
+    }
+
+    #[test]
+    fn a_set_gid_directory_hands_its_group_down() {
+        let mut world = World::new();
+        let dir = world.mkdir(Ino::ROOT, "a");
+        world.chmod(dir, 0o2777, 9);
+        let sub = ino(world.run(&mkdir(user(5), dir, b"sub", 0o755)));
+        let file = ino(world.run(&create(user(5), dir, "file")));
+        assert_eq!((world.attr(sub).gid, world.attr(sub).mode), (9, 0o2755));
+        assert_eq!((world.attr(file).gid, world.attr(file).mode), (9, 0o666));
+    }
+
+    #[test]
+    fn a_default_acl_is_inherited_instead_of_the_umask() {
+        let mut world = World::new();
+        let dir = world.mkdir(Ino::ROOT, "a");
+        // Owner rwx, user 7 rwx, group r-x, mask rwx, others ---.
+        let items =
+            [(1, 7, u32::MAX), (2, 7, 7), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)];
+        let mut value = 2_u32.to_le_bytes().to_vec();
+        for (tag, permissions, id) in items {
+            value.extend_from_slice(&u16::to_le_bytes(tag));
+            value.extend_from_slice(&u16::to_le_bytes(permissions));
+            value.extend_from_slice(&u32::to_le_bytes(id));
+        }
+        let xattr = Xattr { name: b"system.posix_acl_default".to_vec(), value };
+        let (who, flag) = (Who::root(), sealfs_proto::XattrFlag::Any);
+        let set = Request::XattrSet { who, ino: dir, xattr, flag, clear_sgid: false };
+        assert_eq!(world.run(&set), Ok(Reply::Done));
+        let file = ino(world.run(&create(Who::root(), dir, "file")));
+        assert_eq!(world.attr(file).mode, 0o660);
+        assert!(world.inode(file).unwrap().xattrs.contains_key(&b"system.posix_acl_access"[..]));
+        let sub = ino(world.run(&mkdir(Who::root(), dir, b"sub", 0o777)));
+        assert_eq!((world.attr(sub).mode, world.inode(sub).unwrap().xattrs.len()), (0o770, 2));
+        let open = Request::Open {
+            who: user(7),
+            ino: file,
+            access: crate::access::WRITE,
+            truncate: false,
+        };
+        assert!(world.run(&open).is_ok(), "the list grants it");
+        world.assert_sound();
+    }
+
+    #[test]
+    fn errors_are_those_of_linux() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "file");
+        let dir = world.mkdir(Ino::ROOT, "closed");
+        world.chmod(dir, 0o700, 1);
+        let long = "n".repeat(256);
+        let mut fails = |request, errno| assert_eq!(world.run(&request), Err(errno), "{request:?}");
+        fails(create(Who::root(), file, "x"), Errno::ENOTDIR);
+        fails(create(user(2), dir, "x"), Errno::EACCES);
+        fails(create(Who::root(), Ino::ROOT, &long), Errno::ENAMETOOLONG);
+        fails(create(Who::root(), Ino::ROOT, "a/b"), Errno::EINVAL);
+        fails(create(Who::root(), Ino::new(dir.shard(), 77), "x"), Errno::ESTALE);
+        let special = |kind, rdev, who| {
+            let (new, name) = (New::Special(kind, rdev), b"s".to_vec());
+            Request::Create { who, dir: Ino::ROOT, name, new, mode: 0o600, umask: 0, open: false }
+        };
+        fails(special(Kind::BlockDevice, 5, user(2)), Errno::EPERM);
+        fails(special(Kind::Directory, 0, Who::root()), Errno::EINVAL);
+        assert!(world.run(&special(Kind::Fifo, 0, user(2))).is_ok());
+    }
+
+    #[test]
+    fn an_unnamed_file_is_reclaimed_unless_linked() {
+        let mut world = World::new();
+        let unnamed = Request::CreateUnnamed { who: user(1), dir: Ino::ROOT, mode: 0o600 };
+        let (kept, lost) = (ino(world.run(&unnamed)), ino(world.run(&unnamed)));
+        let link = Request::Link { who: user(1), ino: kept, dir: Ino::ROOT, name: b"k".to_vec() };
+        assert_eq!(ino(world.run(&link)), kept);
+        assert_eq!(world.attr(kept).nlink, 1);
+        assert!(crate::plan_reclaim(&world.states[0], kept, at(9)).is_err());
+        let record = crate::plan_reclaim(&world.states[0], lost, at(9)).unwrap();
+        let applied = world.append(lost.shard(), record);
+        assert_eq!((applied.effects, world.inode(lost)), (vec![Effect::Dropped(lost)], None));
+        world.assert_sound();
+    }
+
+    #[test]
+    fn numbers_are_drawn_only_below_a_synced_range() {
+        let mut state = State::with_root(crate::RootOptions::default(), at(0));
+        let asked = crate::testing::asked(1);
+        let request = create(Who::root(), Ino::ROOT, "a");
+        assert_eq!(crate::plan(&state, &request, &asked), Err(Refused::Numbers));
+        let change = Change::Range(state.range().unwrap());
+        crate::apply(&mut state, &crate::Record { origin: None, now: at(0), change });
+        assert_eq!(crate::plan(&state, &request, &asked), Err(Refused::Numbers));
+        state.range_synced();
+        assert!(crate::plan(&state, &request, &asked).is_ok());
+        let first = state.numbers.inode;
+        state.recovered();
+        assert!(
+            state.numbers.inode >= first + 65_536,
+            "what a lost tail may have drawn is skipped"
+        );
+        assert_eq!(crate::plan(&state, &request, &asked), Err(Refused::Numbers));
+    }
+
+    #[test]
+    fn a_directory_lists_its_attributes_within_the_bytes_asked_for() {
+        let attr = file(|_| ()).attr;
+        assert_eq!(sealfs_proto::encode(&attr).len(), 112, "what read::ATTR_LEN says");
+    }
+}

@@ -179,3 +179,169 @@ fn swap(who: &Who, place: Place<'_>, from: Passenger, to: Passenger) -> Part {
         to_kind: to.kind,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{World, create, ino, user};
+    use sealfs_proto::Request;
+
+    fn rename(from: (Ino, &str), to: (Ino, &str), flag: RenameFlag) -> Request {
+        Request::Rename {
+            who: Who::root(),
+            dir: from.0,
+            name: from.1.into(),
+            target_dir: to.0,
+            target_name: to.1.into(),
+            flag,
+        }
+    }
+
+    /// Directories "a" to "d" in the root; they lie in different shards.
+    fn dirs(world: &mut World) -> Vec<Ino> {
+        ["a", "b", "c", "d"].map(|name| world.mkdir(Ino::ROOT, name)).into()
+    }
+
+    #[test]
+    fn a_file_moves_between_any_two_directories_and_replaces() {
+        let mut world = World::new();
+        let dirs = dirs(&mut world);
+        for source in &dirs {
+            for target in &dirs {
+                let file = world.create(*source, "file");
+                let victim = world.create(*target, "victim");
+                let request = rename((*source, "file"), (*target, "victim"), RenameFlag::Replace);
+                assert_eq!(world.run(&request), Ok(Reply::Done));
+                assert_eq!(world.lookup(*target, "victim"), Some(file));
+                assert_eq!((world.lookup(*source, "file"), world.inode(victim)), (None, None));
+                world.assert_sound();
+                let back = rename((*target, "victim"), (*source, "new"), RenameFlag::NoReplace);
+                assert_eq!(world.run(&back), Ok(Reply::Done));
+                world.assert_sound();
+                world.run(&crate::testing::unlink(Who::root(), *source, "new")).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_directory_moves_with_its_parent_and_the_counts_of_both() {
+        let mut world = World::new();
+        let dirs = dirs(&mut world);
+        for target in &dirs[1..] {
+            let sub = world.mkdir(dirs[0], "sub");
+            world.create(sub, "file");
+            let request = rename((dirs[0], "sub"), (*target, "sub"), RenameFlag::Replace);
+            assert_eq!(world.run(&request), Ok(Reply::Done));
+            assert_eq!(world.inode(sub).unwrap().directory().unwrap().parent, *target);
+            assert_eq!((world.attr(dirs[0]).nlink, world.attr(*target).nlink), (2, 3));
+            world.assert_sound();
+        }
+    }
+
+    #[test]
+    fn a_directory_replaces_only_an_empty_directory() {
+        let mut world = World::new();
+        let dirs = dirs(&mut world);
+        let sub = world.mkdir(dirs[0], "sub");
+        world.create(dirs[1], "file");
+        let onto = |name, flag| rename((dirs[0], "sub"), (Ino::ROOT, name), flag);
+        assert_eq!(world.run(&onto("b", RenameFlag::Replace)), Err(Errno::ENOTEMPTY));
+        assert_eq!(world.run(&onto("b", RenameFlag::NoReplace)), Err(Errno::EEXIST));
+        world.create(Ino::ROOT, "file");
+        assert_eq!(world.run(&onto("file", RenameFlag::Replace)), Err(Errno::ENOTDIR));
+        let file = rename((Ino::ROOT, "file"), (dirs[0], "sub"), RenameFlag::Replace);
+        assert_eq!(world.run(&file), Err(Errno::EISDIR));
+        assert_eq!(world.run(&onto("c", RenameFlag::Replace)), Ok(Reply::Done));
+        assert_eq!((world.lookup(Ino::ROOT, "c"), world.inode(dirs[2])), (Some(sub), None));
+        world.assert_sound();
+    }
+
+    #[test]
+    fn no_directory_becomes_its_own_ancestor() {
+        let mut world = World::new();
+        let dirs = dirs(&mut world);
+        let sub = world.mkdir(dirs[0], "sub");
+        let deep = world.mkdir(sub, "deep");
+        for target in [dirs[0], sub, deep] {
+            let request = rename((Ino::ROOT, "a"), (target, "x"), RenameFlag::Replace);
+            assert_eq!(world.run(&request), Err(Errno::EINVAL));
+        }
+        let swap = rename((sub, "deep"), (Ino::ROOT, "a"), RenameFlag::Exchange);
+        assert_eq!(world.run(&swap), Err(Errno::EINVAL));
+        let up = rename((sub, "deep"), (Ino::ROOT, "a"), RenameFlag::Replace);
+        assert_eq!(world.run(&up), Err(Errno::ENOTEMPTY));
+        world.assert_sound();
+    }
+
+    #[test]
+    fn exchange_swaps_whatever_they_are() {
+        let mut world = World::new();
+        let dirs = dirs(&mut world);
+        let (file, sub) = (world.create(dirs[0], "x"), world.mkdir(dirs[1], "y"));
+        let request = rename((dirs[0], "x"), (dirs[1], "y"), RenameFlag::Exchange);
+        assert_eq!(world.run(&request), Ok(Reply::Done));
+        assert_eq!(world.lookup(dirs[0], "x"), Some(sub));
+        assert_eq!(world.lookup(dirs[1], "y"), Some(file));
+        assert_eq!((world.attr(dirs[0]).nlink, world.attr(dirs[1]).nlink), (3, 2));
+        world.assert_sound();
+        let none = rename((dirs[0], "x"), (dirs[1], "z"), RenameFlag::Exchange);
+        assert_eq!(world.run(&none), Err(Errno::ENOENT));
+    }
+
+    #[test]
+    fn two_names_of_one_inode_stay() {
+        let mut world = World::new();
+        let dirs = dirs(&mut world);
+        let file = world.create(dirs[0], "x");
+        let link = Request::Link { who: Who::root(), ino: file, dir: dirs[1], name: b"y".to_vec() };
+        world.run(&link).unwrap();
+        let request = rename((dirs[0], "x"), (dirs[1], "y"), RenameFlag::Replace);
+        assert_eq!(world.run(&request), Ok(Reply::Done));
+        assert_eq!(world.lookup(dirs[0], "x"), Some(file));
+        let same = rename((dirs[0], "x"), (dirs[0], "x"), RenameFlag::NoReplace);
+        assert_eq!(world.run(&same), Err(Errno::EEXIST));
+        world.assert_sound();
+    }
+
+    #[test]
+    fn sticky_directories_are_asked_at_both_ends() {
+        let mut world = World::new();
+        let dirs = dirs(&mut world);
+        for dir in &dirs {
+            world.chmod(*dir, 0o1777, 0);
+        }
+        let by = |who: Who, request: Request| match request {
+            Request::Rename { dir, name, target_dir, target_name, flag, .. } => {
+                Request::Rename { who, dir, name, target_dir, target_name, flag }
+            }
+            other => other,
+        };
+        ino(world.run(&create(user(1), dirs[0], "x")));
+        ino(world.run(&create(user(2), dirs[1], "y")));
+        let away = rename((dirs[0], "x"), (dirs[2], "z"), RenameFlag::Replace);
+        assert_eq!(world.run(&by(user(2), away)), Err(Errno::EPERM));
+        let onto = rename((dirs[0], "x"), (dirs[1], "y"), RenameFlag::Replace);
+        assert_eq!(world.run(&by(user(1), onto.clone())), Err(Errno::EPERM));
+        assert_eq!(world.run(&by(Who::root(), onto)), Ok(Reply::Done));
+        world.assert_sound();
+    }
+
+    #[test]
+    fn moving_a_directory_that_one_may_not_write_is_refused() {
+        let mut world = World::new();
+        let dirs = dirs(&mut world);
+        dirs.iter().for_each(|dir| world.chmod(*dir, 0o777, 0));
+        let sub = world.mkdir(dirs[0], "sub");
+        world.chmod(sub, 0o755, 3);
+        let request = |who, target_dir| Request::Rename {
+            who,
+            dir: dirs[0],
+            name: b"sub".to_vec(),
+            target_dir,
+            target_name: b"new".to_vec(),
+            flag: RenameFlag::Replace,
+        };
+        assert_eq!(world.run(&request(user(1), dirs[1])), Err(Errno::EACCES));
+        assert_eq!(world.run(&request(user(1), dirs[0])), Ok(Reply::Done), "its .. stays");
+    }
+}

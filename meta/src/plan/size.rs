@@ -134,3 +134,110 @@ fn no_growth_into_cut(inode: &Inode, to: u64) -> Result<(), Refused> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Facts;
+    use crate::testing::{World, at};
+    use sealfs_proto::{SetAttr, SetTime, Who};
+
+    fn settle(ino: Ino, generation: u64, size: u64, blocks: i64) -> Request {
+        Request::Settle { ino, generation, size, blocks, wrote: true }
+    }
+
+    #[test]
+    fn a_settlement_raises_the_size_and_moves_the_times() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        world.run(&settle(file, 1, 5_000, 16)).unwrap();
+        world.run(&settle(file, 1, 4_000, -8)).unwrap();
+        let attr = world.attr(file);
+        assert_eq!((attr.size, attr.blocks, attr.mtime), (5_000, 8, at(3)));
+        world.assert_sound();
+    }
+
+    #[test]
+    fn a_settlement_does_not_undo_a_later_utimens() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        let set = SetAttr { mtime: Some(SetTime::At(at(77))), ..SetAttr::default() };
+        world.set(Who::root(), file, set).unwrap();
+        let asked =
+            Asked { facts: Facts { end: Some((2, 3_000)), ..Facts::default() }, ..world.asked() };
+        let Ok(Planned::Record(record)) =
+            plan(&world.states[0], &settle(file, 1, 5_000, 8), &asked)
+        else {
+            panic!("the end of the data is known")
+        };
+        world.append(file.shard(), record);
+        let attr = world.attr(file);
+        assert_eq!((attr.mtime, attr.size, attr.blocks), (at(77), 3_000, 8));
+    }
+
+    #[test]
+    fn an_older_settlement_asks_where_the_data_ends() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        world.set(Who::root(), file, SetAttr { size: Some(10), ..SetAttr::default() }).unwrap();
+        let mut asked = world.asked();
+        let question = Question::End { ino: file, generation: 2, chunk_size: 1 << 20 };
+        let request = settle(file, 1, 5_000, 0);
+        let planned = plan(&world.states[0], &request, &asked);
+        assert_eq!(planned, Ok(Planned::Ask(question)));
+        asked.facts.end = Some((1, 9_000));
+        let planned = plan(&world.states[0], &request, &asked);
+        assert!(
+            matches!(planned, Ok(Planned::Ask(_))),
+            "an answer of before the truncation is none"
+        );
+        asked.facts.end = Some((2, 4));
+        let planned = plan(&world.states[0], &request, &asked);
+        assert!(matches!(planned, Ok(Planned::Reply(_))), "nothing changes");
+    }
+
+    #[test]
+    fn appends_get_ranges_that_do_not_overlap() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        let mut end = 0;
+        for length in [100, 1 << 20, 5] {
+            let reply = world.run(&Request::Reserve { ino: file, length });
+            assert_eq!(reply, Ok(Reply::Offset(end)));
+            end += u64::from(length);
+            assert!(world.attr(file).bound >= end);
+        }
+        assert_eq!(world.attr(file).size, end);
+        world.assert_sound();
+    }
+
+    #[test]
+    fn a_raised_bound_waits_for_the_device_only_when_it_grows() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        let asked = world.asked();
+        let raise = |bound| Request::Raise { ino: file, bound };
+        let planned = plan(&world.states[0], &raise(1 << 20), &asked);
+        assert!(matches!(planned, Ok(Planned::Reply(_))));
+        let Ok(Planned::Record(record)) = plan(&world.states[0], &raise(1 << 21), &asked) else {
+            panic!("it grows")
+        };
+        let applied = world.append(file.shard(), record);
+        assert_eq!(applied.effects, [crate::Effect::Durable(file)]);
+        let huge = plan(&world.states[0], &raise(u64::MAX), &asked);
+        assert_eq!(huge, Err(Errno::EFBIG.into()));
+    }
+
+    #[test]
+    fn a_write_of_chunk_0_settles_itself() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        let asked = world.asked();
+        let record = plan_settle_write(&world.states[0], file, 900, 8, &asked).unwrap();
+        let applied = world.append(file.shard(), record);
+        let attr = world.attr(file).clone();
+        assert_eq!((attr.size, attr.blocks), (900, 8));
+        assert_eq!(applied.reply, Reply::Written { blocks: 8, attr: Some(attr) });
+        assert!(plan_settle_write(&world.states[0], Ino::ROOT, 9, 0, &asked).is_err());
+    }
+}

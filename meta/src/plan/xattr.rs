@@ -164,3 +164,101 @@ fn check_len(inode: &Inode, xattr: &Xattr) -> Result<(), Errno> {
 const fn has_user_attributes(inode: &Inode) -> bool {
     matches!(inode.attr.kind, Kind::File | Kind::Directory)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read;
+    use crate::testing::{World, user};
+    use sealfs_proto::Request;
+
+    fn set(who: Who, ino: Ino, name: &str, value: &[u8], flag: XattrFlag) -> Request {
+        let xattr = Xattr { name: name.into(), value: value.to_vec() };
+        Request::XattrSet { who, ino, xattr, flag, clear_sgid: false }
+    }
+
+    fn any(who: Who, ino: Ino, name: &str) -> Request {
+        set(who, ino, name, b"v", XattrFlag::Any)
+    }
+
+    #[test]
+    fn values_come_back_and_flags_are_obeyed() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        let root = Who::root;
+        let create = set(root(), file, "user.a", b"1", XattrFlag::Create);
+        let replace = set(root(), file, "user.a", b"2", XattrFlag::Replace);
+        assert_eq!(world.run(&replace), Err(Errno::ENODATA));
+        assert_eq!(world.run(&create), Ok(Reply::Done));
+        assert_eq!(world.run(&create), Err(Errno::EEXIST));
+        assert_eq!(world.run(&replace), Ok(Reply::Done));
+        let get = Request::XattrGet { who: root(), ino: file, name: b"user.a".to_vec() };
+        assert_eq!(read(&world.states[0], &get), Ok(Reply::Bytes(b"2".to_vec())));
+        let remove = Request::XattrRemove { who: root(), ino: file, name: b"user.a".to_vec() };
+        assert_eq!(world.run(&remove), Ok(Reply::Done));
+        assert_eq!(world.run(&remove), Err(Errno::ENODATA));
+        assert_eq!(read(&world.states[0], &get), Err(Errno::ENODATA));
+    }
+
+    #[test]
+    fn each_namespace_has_its_rule() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        world.chmod(file, 0o644, 1);
+        let mut fails = |request, errno| assert_eq!(world.run(&request), Err(errno), "{request:?}");
+        fails(any(user(2), file, "user.a"), Errno::EACCES);
+        fails(any(user(1), file, "trusted.a"), Errno::EPERM);
+        fails(any(user(1), file, "security.a"), Errno::EPERM);
+        fails(any(Who::root(), file, "user."), Errno::EINVAL);
+        fails(any(Who::root(), file, "other.a"), Errno::EOPNOTSUPP);
+        fails(any(Who::root(), file, &format!("user.{}", "n".repeat(251))), Errno::ERANGE);
+        let large = vec![0; limits::XATTR_VALUE_LEN_MAX + 1];
+        fails(set(user(1), file, "user.a", &large, XattrFlag::Any), Errno::E2BIG);
+        for number in 0..3 {
+            let name = format!("user.{number}");
+            world.run(&set(user(1), file, &name, &large[1..], XattrFlag::Any)).unwrap();
+        }
+        let last = set(user(1), file, "user.x", &large[1..], XattrFlag::Any);
+        assert_eq!(world.run(&last), Err(Errno::ENOSPC));
+        world.run(&any(Who::root(), file, "trusted.a")).unwrap();
+        let names = |who| Request::XattrList { who, ino: file };
+        let count = |who| match read(&world.states[0], &names(who)) {
+            Ok(Reply::Names(names)) => names.len(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((count(user(1)), count(Who::root())), (3, 4));
+    }
+
+    #[test]
+    fn an_access_acl_is_the_mode_and_chmod_is_the_mask() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        let name = "system.posix_acl_access";
+        let list = |items: &[(u16, u16, u32)]| {
+            let mut value = 2_u32.to_le_bytes().to_vec();
+            for (tag, permissions, id) in items {
+                value.extend_from_slice(&tag.to_le_bytes());
+                value.extend_from_slice(&permissions.to_le_bytes());
+                value.extend_from_slice(&id.to_le_bytes());
+            }
+            value
+        };
+        let none = u32::MAX;
+        let plain = list(&[(1, 6, none), (4, 4, none), (32, 0, none)]);
+        world.run(&set(Who::root(), file, name, &plain, XattrFlag::Any)).unwrap();
+        assert_eq!(world.attr(file).mode, 0o640);
+        assert!(world.inode(file).unwrap().xattrs.is_empty(), "the mode says it all");
+        let more = list(&[(1, 6, none), (2, 6, 9), (4, 4, none), (16, 6, none), (32, 0, none)]);
+        world.run(&set(Who::root(), file, name, &more, XattrFlag::Any)).unwrap();
+        assert_eq!(world.attr(file).mode, 0o660);
+        assert!(crate::access::allowed(world.inode(file).unwrap(), &user(9), WRITE));
+        world.chmod(file, 0o640, 0);
+        assert!(!crate::access::allowed(world.inode(file).unwrap(), &user(9), WRITE));
+        let bad = set(Who::root(), file, name, b"nonsense", XattrFlag::Any);
+        assert_eq!(world.run(&bad), Err(Errno::EOPNOTSUPP));
+        assert_eq!(world.run(&any(user(5), file, name)), Err(Errno::EPERM));
+        let default = set(Who::root(), file, "system.posix_acl_default", &more, XattrFlag::Any);
+        assert_eq!(world.run(&default), Err(Errno::EACCES), "only directories hand lists down");
+        world.assert_sound();
+    }
+}
