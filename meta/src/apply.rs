@@ -1,6 +1,8 @@
 //! Carrying out a record: total, and the only durable change of a [`State`].
 
-use sealfs_proto::{Attr, Entry, Ino, Part, Reply, Time};
+use std::collections::BTreeSet;
+
+use sealfs_proto::{Attr, Entry, Ino, Part, Reply, ShardId, Time, TxId};
 
 use crate::access::{ACL_ACCESS, CAPABILITY};
 use crate::state::{Body, Inode, Unlinked};
@@ -112,6 +114,7 @@ fn transaction(state: &mut State, change: &Change, now: Time, effects: &mut Vec<
                     state.numbers.used(attr.ino.number());
                 }
             }
+            forget_below(&mut state.resolved, prepare.tx.coordinator, prepare.oldest);
             state.holds.hold(prepare.tx, &prepare.parts, false);
             state.prepared.insert(prepare.tx, prepare.clone());
             part::prepared_reply(state, &prepare.parts)
@@ -126,6 +129,7 @@ fn transaction(state: &mut State, change: &Change, now: Time, effects: &mut Vec<
         Change::Resolved { tx, commit } => {
             state.holds.release(*tx);
             if let Some(prepare) = state.prepared.remove(tx).filter(|_| *commit) {
+                state.resolved.insert(*tx);
                 part::apply(state, &prepare.parts, prepare.now, effects);
             }
             Reply::Done
@@ -136,6 +140,13 @@ fn transaction(state: &mut State, change: &Change, now: Time, effects: &mut Vec<
         }
         _ => Reply::Done,
     }
+}
+
+/// The coordinator has forgotten its transactions below `oldest`.
+fn forget_below(resolved: &mut BTreeSet<TxId>, coordinator: ShardId, oldest: u64) {
+    let at = |number| TxId { coordinator, number };
+    let below: Vec<TxId> = resolved.range(at(0)..at(oldest)).copied().collect();
+    below.iter().for_each(|tx| _ = resolved.remove(tx));
 }
 
 /// Changes of one inode that is no directory's entry.

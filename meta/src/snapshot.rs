@@ -6,7 +6,7 @@
 //! 20  node u16  22  shard u16 24  cluster [16]
 //! 40  number u64              48  state_len u64
 //! 56  state: items in the codec's bytes, lists as a u64 count and their items
-//!       numbers, inodes, unlinked, prepared, decided, sessions
+//!       numbers, inodes, unlinked, prepared, decided, resolved, sessions
 //!  .  chunks: the chunk store's own bytes
 //!  .  crc u32: CRC32C of everything before
 //! ```
@@ -138,6 +138,8 @@ fn put_state(bytes: &mut Vec<u8>, state: &State) {
     put_map(bytes, &state.unlinked);
     put_map(bytes, &state.prepared);
     put_map(bytes, &state.decided);
+    put(bytes, &(state.resolved.len() as u64));
+    state.resolved.iter().for_each(|tx| put(bytes, tx));
     put(bytes, &(state.sessions.0.len() as u64));
     for (id, session) in &state.sessions.0 {
         put(bytes, id);
@@ -160,6 +162,9 @@ fn take_state(items: &mut &[u8], header: SnapshotHeader) -> Result<State, Corrup
     state.unlinked = take_map(items)?;
     state.prepared = take_map::<TxId, Prepare>(items)?;
     state.decided = take_map(items)?;
+    for _ in 0..take::<u64>(items)? {
+        state.resolved.insert(take(items)?);
+    }
     state.sessions = Sessions::default();
     for _ in 0..take::<u64>(items)? {
         let id = take(items)?;

@@ -52,6 +52,7 @@ pub(crate) fn bytes(state: &State) -> Vec<u8> {
 }
 
 /// All shards of a cluster in one place, with the records that made them. A change runs to its end before the next.
+#[derive(Clone)]
 pub(crate) struct World {
     pub(crate) states: Vec<State>,
     pub(crate) records: Vec<Vec<Record>>,
@@ -250,6 +251,22 @@ impl World {
         let record = forget(self.state(shard), tx, at(0)).expect("it was decided");
         self.append(shard, record);
         Ok(reply)
+    }
+
+    /// Carries a transaction on until somebody refuses; it is aborted then.
+    pub(crate) fn run_to_refusal(&mut self, request: &Request) -> Refused {
+        let (shard, mut asked) = (shard_of(request), self.asked());
+        let transaction = match self.planned(shard, request, &mut asked) {
+            Ok(Planned::Transaction(transaction)) => transaction,
+            Err(refused) => return refused,
+            other => panic!("{other:?}"),
+        };
+        let tx = self.open(shard, &transaction);
+        let shares: Vec<_> = transaction.prepares(tx).collect();
+        let refused = shares.iter().find_map(|(to, share)| self.prepare(*to, share).err());
+        self.state(shard).release(tx);
+        shares.iter().for_each(|(to, _)| self.resolve(*to, tx, false));
+        refused.expect("the test knows that it is refused")
     }
 
     /// What a node has after replaying its journal from the beginning.

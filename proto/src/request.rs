@@ -170,6 +170,9 @@ pub struct Claim {
 pub struct Prepare {
     /// The change.
     pub tx: TxId,
+    /// The coordinator has forgotten all its changes below this number: a participant need not remember that it
+    /// carried them out.
+    pub oldest: u64,
     /// The client whose change it is, for the logs.
     pub session: SessionId,
     /// The coordinator's present, which all parts use.
@@ -184,7 +187,8 @@ pub struct Prepare {
 pub enum Part {
     /// Makes the inode `attr` describes (its number is drawn by the shard when prepared); `parent` for a directory.
     NewInode { attr: Attr, parent: Ino, target: Vec<u8>, xattrs: Vec<Xattr> },
-    /// Adds the entry; EEXIST if the name is taken. `who` must be able to write and pass the directory.
+    /// Adds the entry; EEXIST if the name is taken. `who` must be able to write and pass the directory. In a coordinator's
+    /// own parts inode 0 is the one that another shard's `NewInode` makes.
     AddEntry { who: Who, dir: Ino, name: Vec<u8>, ino: Ino, kind: Kind },
     /// Removes the entry, which must be `ino`; ENOENT else. `who` must be able to write and pass the directory.
     RemoveEntry { who: Who, dir: Ino, name: Vec<u8>, ino: Ino, kind: Kind },

@@ -166,8 +166,9 @@ impl Asked {
         part::check(state, &own)?;
         if !shares.is_empty() {
             let others = shares.into_iter().collect();
-            let (origin, now) = (self.origin, self.now);
-            return Ok(Planned::Transaction(Transaction { origin, now, own, others, answer }));
+            let (origin, now, oldest) = (self.origin, self.now, state.oldest());
+            let transaction = Transaction { origin, now, own, oldest, others, answer };
+            return Ok(Planned::Transaction(transaction));
         }
         part::draw_numbers(state, &mut own);
         let new = part::new_attrs(&own);

@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 
-use sealfs_proto::{Ino, Part, TxId};
+use sealfs_proto::{Ino, Part, ShardId, TxId};
 
 /// What can be held. Sorts an inode before its entries.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +83,12 @@ impl Holds {
     /// Whether this process coordinates `tx` and has not decided it.
     pub(crate) fn is_open(&self, tx: TxId) -> bool {
         self.by_tx.get(&tx).is_some_and(|(own, _)| *own)
+    }
+
+    /// The first open transaction that `shard`, whose state this is, coordinates.
+    pub(crate) fn oldest_open(&self, shard: ShardId) -> Option<TxId> {
+        let from = TxId { coordinator: shard, number: 0 };
+        self.by_tx.range(from..).next().map(|(tx, _)| *tx).filter(|tx| tx.coordinator == shard)
     }
 
     /// Who holds the key.

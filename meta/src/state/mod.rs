@@ -14,7 +14,7 @@ mod inode;
 mod numbers;
 mod sessions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sealfs_proto::{
     Attr, Errno, Ino, Kind, Part, Prepare, Reply, Sequence, SessionId, ShardId, Time, TxId, limits,
@@ -38,6 +38,8 @@ pub struct State {
     pub(crate) unlinked: BTreeMap<Ino, Unlinked>,
     pub(crate) prepared: BTreeMap<TxId, Prepare>,
     pub(crate) decided: BTreeMap<TxId, Vec<ShardId>>,
+    /// Commits of other coordinators that were carried out here and are not forgotten there.
+    pub(crate) resolved: BTreeSet<TxId>,
     pub(crate) sessions: Sessions,
     pub(crate) holds: Holds,
 }
@@ -88,6 +90,7 @@ impl State {
             unlinked: BTreeMap::new(),
             prepared: BTreeMap::new(),
             decided: BTreeMap::new(),
+            resolved: BTreeSet::new(),
             sessions: Sessions::default(),
             holds: Holds::default(),
         }
@@ -203,6 +206,13 @@ impl State {
         } else {
             Some(false)
         }
+    }
+
+    /// The lowest number of this shard's transactions that is not forgotten.
+    pub(crate) fn oldest(&self) -> u64 {
+        let decided = self.decided.keys().next().map(|tx| tx.number);
+        let open = self.holds.oldest_open(self.shard).map(|tx| tx.number);
+        decided.into_iter().chain(open).min().unwrap_or(self.numbers.transaction)
     }
 
     /// The number of a new transaction of this shard, in memory. `None`: the range is spent (see [`State::range`]).

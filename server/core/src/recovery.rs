@@ -108,6 +108,7 @@ impl Recovery {
         match step(state.number(), entry.number) {
             Step::Skip => return Ok(()),
             Step::Apply => {}
+            Step::Invalid => return Err(at(entry, "a record's number is at least 1".into())),
             Step::Gap { have, next } => {
                 return Err(at(
                     entry,
