@@ -14,11 +14,12 @@
 //!    claim after a restart lets a file go that is still open here.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use sealfs_proto::{Attr, Claim, Errno, Ino, Lock, LockOwner, LockSpace};
 use sealfs_transport::Instant;
+use sealfs_transport::tasks::Waiters;
 
 use crate::gate::Gate;
 use crate::held::Held;
@@ -61,6 +62,8 @@ pub(crate) struct File {
     pub(crate) raising: Gate,
     /// One question for the size at a time.
     pub(crate) asking: Gate,
+    /// Woken when a write ends.
+    ended: Waiters,
     state: RefCell<State>,
 }
 
@@ -72,6 +75,8 @@ struct State {
     answered: u64,
     dirty: Option<Dirty>,
     settling: Option<Dirty>,
+    last_write: u64,
+    writing: BTreeSet<u64>,
     failures: u64,
     failure: Errno,
     handles: u32,
@@ -90,6 +95,8 @@ impl File {
             answered: 0,
             dirty: None,
             settling: None,
+            last_write: 0,
+            writing: BTreeSet::new(),
             failures: 0,
             failure: Errno::EIO,
             handles: 0,
@@ -104,6 +111,7 @@ impl File {
             settling: Gate::default(),
             raising: Gate::default(),
             asking: Gate::default(),
+            ended: Waiters::new(),
             state: RefCell::new(state),
         }
     }
@@ -193,6 +201,27 @@ impl File {
     /// Whether a question that began after `asked` was answered.
     pub(crate) fn is_answered_since(&self, asked: u64) -> bool {
         self.state.borrow().answered > asked
+    }
+
+    /// A write begins; it ends when what this gives is dropped.
+    pub(crate) fn begin_write(&self) -> Writing<'_> {
+        let mut state = self.state.borrow_mut();
+        state.last_write += 1;
+        let number = state.last_write;
+        state.writing.insert(number);
+        Writing { file: self, number }
+    }
+
+    /// Ready when every write that has begun before has ended. Unlike passing `data` alone, this holds nobody up.
+    pub(crate) async fn writes_ended(&self) {
+        let last = self.state.borrow().last_write;
+        loop {
+            let waits = self.state.borrow().writing.first().is_some_and(|first| *first <= last);
+            if !waits {
+                return;
+            }
+            self.ended.wait().await;
+        }
     }
 
     /// Writes were acknowledged. Tells whether the file was clean before.
@@ -299,6 +328,20 @@ impl State {
             (Some(dirty), Some(settling)) => Some(dirty.with(settling)),
             (dirty, settling) => dirty.or(settling),
         }
+    }
+}
+
+/// A write in flight.
+#[derive(Debug)]
+pub(crate) struct Writing<'a> {
+    file: &'a File,
+    number: u64,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.file.state.borrow_mut().writing.remove(&self.number);
+        self.file.ended.wake_all();
     }
 }
 

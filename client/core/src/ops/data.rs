@@ -126,6 +126,7 @@ impl Fs {
 
     /// Writes all of `bytes`, which lie within the largest file. The caller has passed the data gate.
     async fn write_at(&self, file: &File, offset: u64, bytes: &Slice) -> Result<usize, Errno> {
+        let _writing = file.begin_write();
         let generation = file.generation();
         self.raise(file, offset + bytes.len() as u64).await?;
         let parts = parts(file.chunk_size(), offset, bytes.len());

@@ -19,8 +19,7 @@ impl Fs {
     pub async fn fsync(&self, handle: Handle, data_only: bool) -> Result<(), Errno> {
         let open = self.ready(handle).await?;
         let file = &open.file;
-        // Waits for the writes in flight, and keeps nobody waiting afterwards.
-        drop(file.data.exclusive().await);
+        file.writes_ended().await;
         // A failure is counted by the file and told to every handle, this one now.
         let _ = self.settle(file).await;
         let synced = self.sync_nodes(self.unsynced_nodes(file.ino, !data_only)).await;

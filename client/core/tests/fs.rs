@@ -1,0 +1,756 @@
+//! `Fs` over the real `Calls` and a model of a cluster: where requests go, how bytes are cut, what is settled when, and
+//! what programs are told when something fails.
+#![allow(missing_docs, reason = "tests are named after what they claim")]
+
+mod fake;
+
+use fake::model::CHUNK;
+use fake::{World, pattern, slice};
+use sealfs_client_core::{Fallocate, Interrupt, OpenFlags, Options, Whence};
+use sealfs_proto::{
+    Errno, Ino, Kind, Lock, LockKind, LockOwner, LockSpace, NodeId, RenameFlag, Request, SetAttr,
+    SetTime, Time, Who, Xattr, XattrFlag,
+};
+
+const CHUNK_LEN: usize = CHUNK as usize;
+const READ_WRITE: OpenFlags =
+    OpenFlags { read: true, write: true, execute: false, append: false, truncate: false };
+const ROOT: Ino = Ino::ROOT;
+
+fn lock(kind: LockKind, owner: u64) -> Lock {
+    let owner = LockOwner(owner);
+    Lock { space: LockSpace::Posix, kind, start: 0, end: 99, owner, pid: 1 }
+}
+
+#[test]
+fn creating_and_writing_a_small_file_is_three_requests() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    assert_eq!(world.write(handle, 0, b"hello"), Ok(5));
+    assert_eq!(world.close(handle), Ok(()));
+    assert_eq!(world.asked(), ["Create", "Write", "Close"]);
+    assert_eq!(world.net.borrow().model.inodes[&attr.ino].opens, 0);
+    assert_eq!(world.net.borrow().model.inodes[&attr.ino].attr.size, 5);
+}
+
+#[test]
+fn a_name_whose_inode_lies_elsewhere_costs_one_request_more() {
+    let mut world = World::new(3);
+    let (file, _) = world.create("file");
+    let fs = world.fs.clone();
+    let (found, made) = world.run(async move {
+        let made = fs.mkdir(&Who::root(), ROOT, b"dir", 0o755, 0).await.unwrap();
+        let found = fs.lookup(&Who::root(), ROOT, b"file").await;
+        (found, made)
+    });
+    assert_eq!(found.map(|attr| attr.ino), Ok(file.ino));
+    assert_eq!(world.asked(), ["Create", "Mkdir", "Lookup"]);
+    let fs = world.fs.clone();
+    let found = world.run(async move {
+        (
+            fs.lookup(&Who::root(), ROOT, b"dir").await,
+            fs.lookup(&Who::root(), ROOT, b"none").await,
+            fs.lookup(&Who::root(), ROOT, &[b'x'; 256]).await,
+        )
+    });
+    assert_eq!(found, (Ok(made), Err(Errno::ENOENT), Err(Errno::ENAMETOOLONG)));
+    assert_eq!(world.asked(), ["Lookup", "Stat", "Lookup"]);
+}
+
+#[test]
+fn create_opens_what_is_there_unless_it_must_be_new() {
+    let mut world = World::new(3);
+    let (attr, _) = world.create("a");
+    let fs = world.fs.clone();
+    let (again, exclusive, dir) = world.run(async move {
+        let root = Who::root();
+        fs.mkdir(&root, ROOT, b"d", 0o755, 0).await.unwrap();
+        (
+            fs.create(&root, ROOT, b"a", 0o644, 0, READ_WRITE, false).await,
+            fs.create(&root, ROOT, b"a", 0o644, 0, READ_WRITE, true).await,
+            fs.create(&root, ROOT, b"d", 0o644, 0, READ_WRITE, false).await,
+        )
+    });
+    assert_eq!(again.unwrap().0.ino, attr.ino);
+    assert_eq!(exclusive.unwrap_err(), Errno::EEXIST);
+    assert_eq!(dir.unwrap_err(), Errno::EISDIR);
+    assert_eq!(world.net.borrow().model.inodes[&attr.ino].opens, 2);
+}
+
+#[test]
+fn names_of_all_kinds_are_made_moved_and_removed() {
+    let mut world = World::new(3);
+    let fs = world.fs.clone();
+    world.run(async move {
+        let root = &Who::root();
+        let link = fs.symlink(root, ROOT, b"link", b"target/there").await.unwrap();
+        assert_eq!(fs.readlink(link.ino).await.unwrap(), b"target/there");
+        let pipe = fs.mknod(root, ROOT, b"pipe", Kind::Fifo, 0, 0o600, 0).await.unwrap();
+        assert_eq!(pipe.kind, Kind::Fifo);
+        let dir = fs.mkdir(root, ROOT, b"dir", 0o755, 0).await.unwrap();
+        fs.rename(root, ROOT, b"pipe", dir.ino, b"moved", RenameFlag::Replace).await.unwrap();
+        assert_eq!(fs.lookup(root, dir.ino, b"moved").await.unwrap().ino, pipe.ino);
+        assert_eq!(fs.rmdir(root, ROOT, b"dir").await, Err(Errno::ENOTEMPTY));
+        let again = fs.link(root, pipe.ino, ROOT, b"again").await.unwrap();
+        assert_eq!((again.ino, again.nlink), (pipe.ino, 2));
+        fs.unlink(root, dir.ino, b"moved").await.unwrap();
+        fs.rmdir(root, ROOT, b"dir").await.unwrap();
+        assert_eq!(fs.parent(ROOT).await, Ok(ROOT));
+        let value = Xattr { name: b"user.x".to_vec(), value: b"1".to_vec() };
+        fs.setxattr(root, pipe.ino, value, XattrFlag::Any, false).await.unwrap();
+        assert_eq!(fs.getxattr(root, pipe.ino, b"user.x").await.unwrap(), b"1");
+        assert_eq!(fs.listxattr(root, pipe.ino).await.unwrap(), [b"user.x"]);
+        fs.removexattr(root, pipe.ino, b"user.x").await.unwrap();
+        assert_eq!(fs.getxattr(root, pipe.ino, b"user.x").await, Err(Errno::ENODATA));
+    });
+}
+
+#[test]
+fn a_listing_goes_on_where_it_stopped_and_has_all_attributes() {
+    let mut world = World::new(3);
+    let fs = world.fs.clone();
+    let (names, complete) = world.run(async move {
+        let root = Who::root();
+        for number in 0..40 {
+            let name = format!("n{number}");
+            if number % 2 == 0 {
+                fs.mkdir(&root, ROOT, name.as_bytes(), 0o755, 0).await.unwrap();
+            } else {
+                fs.mknod(&root, ROOT, name.as_bytes(), Kind::File, 0, 0o644, 0).await.unwrap();
+            }
+        }
+        let (mut names, mut cookie, mut complete) = (Vec::new(), 0, true);
+        loop {
+            let (entries, end) = fs.list(&root, ROOT, cookie, 640, true).await.unwrap();
+            for listed in entries {
+                cookie = listed.cookie;
+                let is_dot = listed.name.starts_with(b".");
+                complete &= listed.entry.attr.is_some() != is_dot;
+                names.push(String::from_utf8(listed.name).unwrap());
+            }
+            if end {
+                return (names, complete);
+            }
+        }
+    });
+    assert_eq!((&names[0], &names[1]), (&".".to_owned(), &"..".to_owned()));
+    assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), 42);
+    assert_eq!((names.len(), complete), (42, true));
+    // Resumed between "." and "..".
+    let fs = world.fs.clone();
+    let (entries, _) =
+        world.run(async move { fs.list(&Who::root(), ROOT, 1, 640, false).await }).unwrap();
+    assert_eq!(entries[0].name, b"..");
+}
+
+#[test]
+fn writes_are_cut_at_chunk_borders_and_read_back() {
+    let mut world = World::new(5);
+    let (_, handle) = world.create("a");
+    let bytes = pattern(3 * CHUNK_LEN + 77);
+    assert_eq!(world.write(handle, 100, &bytes), Ok(bytes.len()));
+    let asked = world.asked();
+    assert_eq!(asked.iter().filter(|name| *name == "Write").count(), 4);
+    assert_eq!(asked.iter().filter(|name| *name == "Raise").count(), 1);
+    assert_eq!(world.read(handle, 100, bytes.len()).unwrap(), bytes);
+    assert_eq!(world.asked(), ["Read"; 4]);
+    let middle = CHUNK_LEN - 3..CHUNK_LEN + 5;
+    assert_eq!(world.read(handle, middle.start as u64 + 100, 8).unwrap(), bytes[middle]);
+}
+
+#[test]
+fn a_read_is_cut_at_chunk_borders_and_holes_are_zeros() {
+    let mut world = World::new(3);
+    let (_, handle) = world.create("a");
+    let far = 5 * CHUNK_LEN as u64 + 10;
+    world.write(handle, far, b"end").unwrap();
+    world.write(handle, 2, b"start").unwrap();
+    let all = world.read(handle, 0, 10 * CHUNK_LEN).unwrap();
+    assert_eq!(all.len() as u64, far + 3, "short only at the end of the file");
+    assert_eq!((&all[..8], &all[all.len() - 4..]), (&b"\0\0start\0"[..], &b"\0end"[..]));
+    assert!(all[8..all.len() - 3].iter().all(|byte| *byte == 0));
+    assert_eq!(world.read(handle, far + 3, 100), Ok(vec![]));
+    assert_eq!(world.read(handle, u64::MAX - 5, 100), Ok(vec![]));
+}
+
+#[test]
+fn bound_is_raised_before_it_is_needed_and_seldom() {
+    let mut world = World::new(3);
+    let (_, handle) = world.create("a");
+    // The model refuses every write beyond the bound.
+    for chunk in 0..64 {
+        world.write(handle, chunk * u64::from(CHUNK), &[7; CHUNK_LEN]).unwrap();
+    }
+    let raises = world.asked().iter().filter(|name| *name == "Raise").count();
+    assert_eq!(raises, 6, "one per doubling");
+}
+
+#[test]
+fn the_size_that_is_shown_contains_what_was_written() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    world.write(handle, u64::from(CHUNK), b"beyond").unwrap();
+    assert_eq!(world.net.borrow().model.inodes[&attr.ino].attr.size, 0, "not settled yet");
+    world.asked();
+    let shown = world.stat(attr.ino).unwrap();
+    assert_eq!((shown.size, shown.blocks), (u64::from(CHUNK) + 6, 8));
+    assert_eq!(world.asked(), ["Settle"], "instead of a stat");
+    assert_eq!(shown.mtime.seconds, 1);
+    world.stat(attr.ino).unwrap();
+    assert_eq!(world.asked(), ["Stat"]);
+}
+
+#[test]
+fn a_dirty_file_is_settled_after_a_while() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    world.write(handle, u64::from(CHUNK), b"beyond").unwrap();
+    world.pass_ms(399);
+    assert_eq!(world.net.borrow().model.inodes[&attr.ino].attr.size, 0);
+    world.pass_ms(1);
+    assert_eq!(world.net.borrow().model.inodes[&attr.ino].attr.size, u64::from(CHUNK) + 6);
+    world.asked();
+    world.pass_ms(2_000);
+    assert!(!world.asked().contains(&"Settle".to_owned()), "it is clean");
+}
+
+#[test]
+fn blocks_are_settled_by_close() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    world.write(handle, 0, &[1; 4 * CHUNK_LEN]).unwrap();
+    assert_eq!(world.close(handle), Ok(()));
+    let after = world.net.borrow().model.inodes[&attr.ino].clone();
+    assert_eq!((after.attr.size, after.attr.blocks, after.opens), (4 * CHUNK_LEN as u64, 512, 0));
+}
+
+#[test]
+fn a_settlement_that_failed_is_reported_by_fsync_once() {
+    let mut world = World::new(3);
+    let (_, handle) = world.create("a");
+    world.write(handle, u64::from(CHUNK), b"beyond").unwrap();
+    let is_settle = |request: &Request| matches!(request, Request::Settle { .. });
+    world.net.borrow_mut().model.fail = Some((is_settle, Errno::ENOSPC));
+    world.pass_ms(400);
+    assert_eq!(world.fsync(handle), Err(Errno::ENOSPC));
+    assert_eq!(world.fsync(handle), Ok(()));
+    let fs = world.fs.clone();
+    assert_eq!(world.run(async move { fs.release(handle, None).await }), Ok(()));
+}
+
+#[test]
+fn a_failed_write_is_told_to_the_writer_with_what_was_written() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    let second = |request: &Request| matches!(request, Request::Write { index: 1, .. });
+    world.net.borrow_mut().model.fail = Some((second, Errno::ENOSPC));
+    assert_eq!(world.write(handle, 0, &[1; 3 * CHUNK_LEN]), Ok(CHUNK_LEN));
+    assert_eq!(world.stat(attr.ino).unwrap().size, CHUNK_LEN as u64);
+    world.net.borrow_mut().model.fail = Some((second, Errno::ENOSPC));
+    assert_eq!(world.write(handle, u64::from(CHUNK), b"x"), Err(Errno::ENOSPC));
+}
+
+#[test]
+fn fsync_asks_exactly_the_nodes_that_have_not_synced() {
+    let mut world = World::new(5);
+    let (attr, handle) = world.create("a");
+    world.write(handle, 0, &[1; 2 * CHUNK_LEN]).unwrap();
+    let is_write = |request: &Request| matches!(request, Request::Write { .. });
+    let is_sync = |request: &Request| matches!(request, Request::Sync);
+    let written = world.net.borrow().model.asked(is_write);
+    world.asked();
+    assert_eq!(world.fsync(handle), Ok(()));
+    assert_eq!(world.net.borrow().model.asked(is_sync), written);
+    assert_eq!(world.asked()[0], "Settle", "before anything is synced");
+    assert_eq!(world.fsync(handle), Ok(()));
+    assert_eq!(world.asked(), ["Sync"], "its inode's node only");
+    // Written, closed, opened by another: what fsync covers outlives the handle.
+    world.write(handle, u64::from(CHUNK), b"x").unwrap();
+    world.close(handle).unwrap();
+    let fs = world.fs.clone();
+    let (_, again) =
+        world.run(async move { fs.open(&Who::root(), attr.ino, READ_WRITE).await }).unwrap();
+    world.asked();
+    assert_eq!(world.fsync(again), Ok(()));
+    assert_eq!(world.net.borrow().model.asked(is_sync), written);
+}
+
+#[test]
+fn fsync_waits_for_writes_in_flight() {
+    let mut world = World::new(3);
+    let (_, handle) = world.create("a");
+    world.net.borrow_mut().hold = Some(|request| matches!(request, Request::Write { .. }));
+    let fs = world.fs.clone();
+    let bytes = slice(b"beyond");
+    let writing =
+        world.start(async move { fs.write(handle, u64::from(CHUNK), bytes, false).await });
+    let fs = world.fs.clone();
+    let syncing = world.start(async move { fs.fsync(handle, true).await });
+    world.asked();
+    assert_eq!(world.read(handle, 0, 1), Ok(vec![]), "who reads does not wait");
+    assert_eq!(world.asked(), ["Stat"]);
+    world.net.borrow_mut().release();
+    world.settle_down();
+    assert_eq!((writing.take(), syncing.take()), (Some(Ok(6)), Some(Ok(()))));
+    assert_eq!(world.asked()[..2], ["Write", "Settle"]);
+}
+
+#[test]
+fn a_file_that_is_gone_is_not_settled_for_ever() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    world.write(handle, u64::from(CHUNK), b"beyond").unwrap();
+    world.net.borrow_mut().model.inodes.remove(&attr.ino);
+    world.pass_ms(400);
+    assert_eq!(world.asked().last().unwrap(), "Settle");
+    world.pass_ms(10_000);
+    assert!(!world.asked().contains(&"Settle".to_owned()));
+    assert_eq!(world.fsync(handle), Err(Errno::ENOENT));
+}
+
+#[test]
+fn a_client_that_leaves_has_settled() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    world.write(handle, u64::from(CHUNK), b"beyond").unwrap();
+    let fs = world.fs.clone();
+    assert_eq!(world.run(async move { fs.leave().await }), Ok(()));
+    assert_eq!(world.net.borrow().model.inodes[&attr.ino].attr.size, u64::from(CHUNK) + 6);
+    assert_eq!(world.asked().last().unwrap(), "Leave");
+}
+
+#[test]
+fn fsync_of_a_directory_asks_the_nodes_that_took_part() {
+    let mut world = World::new(5);
+    let fs = world.fs.clone();
+    let made = world.run(async move {
+        let made = fs.mkdir(&Who::root(), ROOT, b"dir", 0o755, 0).await.unwrap();
+        fs.fsync_dir(ROOT).await.unwrap();
+        made
+    });
+    let net = world.net.borrow();
+    let synced = net.model.asked(|request| matches!(request, Request::Sync));
+    assert!(synced.contains(&net.model.node(ROOT.shard())));
+    assert!(synced.contains(&net.model.node(made.ino.shard())));
+}
+
+#[test]
+fn an_append_goes_where_the_shard_says() {
+    let mut world = World::new(3);
+    let (attr, writer) = world.create("a");
+    let fs = world.fs.clone();
+    let flags = OpenFlags { append: true, write: true, ..OpenFlags::default() };
+    let (_, log) = world.run(async move { fs.open(&Who::root(), attr.ino, flags).await }).unwrap();
+    // Not settled when the append begins.
+    world.write(writer, u64::from(CHUNK), b"first").unwrap();
+    assert_eq!(world.write(log, 0, b"second"), Ok(6));
+    // Another client appends.
+    world.net.borrow_mut().model.inodes.get_mut(&attr.ino).unwrap().attr.size += 10;
+    assert_eq!(world.write(log, 0, b"third"), Ok(5));
+    let all = world.net.borrow().model.bytes(attr.ino, u64::from(CHUNK), 26);
+    assert_eq!(all, b"firstsecond\0\0\0\0\0\0\0\0\0\0third");
+    assert_eq!(world.stat(attr.ino).unwrap().size, u64::from(CHUNK) + 26);
+}
+
+#[test]
+fn a_truncate_waits_for_writes_and_nothing_undoes_it() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    world.write(handle, 0, &[1; 2 * CHUNK_LEN]).unwrap();
+    world.net.borrow_mut().hold = Some(|request| matches!(request, Request::Write { .. }));
+    let fs = world.fs.clone();
+    let bytes = slice(&[2; 10]);
+    let writing =
+        world.start(async move { fs.write(handle, 2 * u64::from(CHUNK), bytes, false).await });
+    let fs = world.fs.clone();
+    let set = SetAttr { size: Some(100), ..SetAttr::default() };
+    let cutting =
+        world.start(async move { fs.setattr(&Who::root(), attr.ino, Some(handle), set).await });
+    assert!(writing.take().is_none() && cutting.take().is_none());
+    world.asked();
+    world.net.borrow_mut().release();
+    world.settle_down();
+    assert_eq!(writing.take().unwrap(), Ok(10));
+    assert_eq!(cutting.take().unwrap().unwrap().size, 100);
+    assert_eq!(world.asked(), ["Write", "Settle", "SetAttr"]);
+    world.pass_ms(1_000);
+    assert_eq!(world.stat(attr.ino).unwrap().size, 100);
+    assert_eq!(world.read(handle, 0, 1_000).unwrap(), [1; 100]);
+    // A write afterwards is settled under the new generation (the model insists on it).
+    world.write(handle, u64::from(CHUNK), b"new").unwrap();
+    assert_eq!(world.stat(attr.ino).unwrap().size, u64::from(CHUNK) + 3);
+}
+
+#[test]
+fn times_that_are_set_stay_set() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    world.write(handle, u64::from(CHUNK), b"beyond").unwrap();
+    let time = Time { seconds: 77, nanos: 5 };
+    let fs = world.fs.clone();
+    let set = SetAttr { mtime: Some(SetTime::At(time)), ..SetAttr::default() };
+    world.run(async move { fs.setattr(&Who::root(), attr.ino, None, set).await }).unwrap();
+    world.close(handle).unwrap();
+    assert_eq!(world.stat(attr.ino).unwrap().mtime, time);
+}
+
+#[test]
+fn what_another_client_appended_is_seen_after_a_moment_or_at_the_end() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    world.write(handle, 0, b"mine").unwrap();
+    let grow = |world: &mut World, size| {
+        let mut net = world.net.borrow_mut();
+        let attr = &mut net.model.inodes.get_mut(&attr.ino).unwrap().attr;
+        attr.size = size;
+        attr.change += 1;
+    };
+    grow(&mut world, 8);
+    assert_eq!(world.read(handle, 0, 100).unwrap().len(), 4, "as known");
+    assert_eq!(world.read(handle, 4, 100).unwrap().len(), 4, "asked before saying: nothing there");
+    grow(&mut world, 12);
+    world.pass_ms(500);
+    assert_eq!(world.read(handle, 0, 100).unwrap().len(), 12);
+    let mut strict = World::with(3, Options { size_age_ms: 0, ..Options::default() }, 1 << 20);
+    let (other, handle) = strict.create("a");
+    strict.write(handle, 0, b"mine").unwrap();
+    strict.net.borrow_mut().model.inodes.get_mut(&other.ino).unwrap().attr.size = 8;
+    assert_eq!(strict.read(handle, 0, 100).unwrap().len(), 8, "at once");
+}
+
+#[test]
+fn reads_wait_for_regions_and_all_end() {
+    let mut world = World::with(3, Options::default(), 3 * CHUNK_LEN);
+    let (_, handle) = world.create("a");
+    let bytes = pattern(2 * CHUNK_LEN);
+    world.write(handle, 0, &bytes).unwrap();
+    let reads: Vec<_> = (0..8)
+        .map(|_| {
+            let fs = world.fs.clone();
+            let len = bytes.len();
+            world.start(async move {
+                let pieces = fs.read(handle, 0, len).await.unwrap();
+                pieces.iter().map(|piece| piece.len).sum::<usize>()
+            })
+        })
+        .collect();
+    world.pass_ms(10);
+    assert!(reads.iter().all(|read| read.take() == Some(bytes.len())));
+}
+
+#[test]
+fn a_punched_hole_is_one_request_per_node() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    let len = 64 * u64::from(CHUNK);
+    world.write(handle, 0, &pattern(len as usize)).unwrap();
+    world.fsync(handle).unwrap();
+    world.asked();
+    let fs = world.fs.clone();
+    let block = 4_096;
+    world
+        .run(async move { fs.fallocate(handle, Fallocate::Punch, block, len - block).await })
+        .unwrap();
+    let asked = world.asked();
+    assert_eq!(asked.iter().filter(|name| *name == "Discard").count(), 3);
+    assert_eq!(asked.last().unwrap(), "Settle");
+    let after = world.stat(attr.ino).unwrap();
+    assert_eq!((after.size, after.blocks), (len, 8));
+    assert_eq!(world.read(handle, block, 100).unwrap(), [0; 100]);
+}
+
+#[test]
+fn fallocate_takes_space_and_grows_unless_told_not_to() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    let len = 3 * u64::from(CHUNK);
+    let allocate = |world: &mut World, mode, offset, len| {
+        let fs = world.fs.clone();
+        world.run(async move { fs.fallocate(handle, mode, offset, len).await })
+    };
+    allocate(&mut world, Fallocate::AllocateKeepSize, 0, len).unwrap();
+    let kept = world.stat(attr.ino).unwrap();
+    assert_eq!((kept.size, kept.blocks), (0, len / 512));
+    allocate(&mut world, Fallocate::Allocate, 0, len).unwrap();
+    let grown = world.stat(attr.ino).unwrap();
+    assert_eq!((grown.size, grown.blocks), (len, len / 512));
+    world.write(handle, 0, b"data").unwrap();
+    allocate(&mut world, Fallocate::ZeroKeepSize, 0, 2 * len).unwrap();
+    let zeroed = world.stat(attr.ino).unwrap();
+    assert_eq!((zeroed.size, zeroed.blocks), (len, 2 * len / 512));
+    assert_eq!(world.read(handle, 0, 4).unwrap(), [0; 4]);
+    assert_eq!(allocate(&mut world, Fallocate::Allocate, 0, 0), Err(Errno::EINVAL));
+    assert_eq!(allocate(&mut world, Fallocate::Allocate, u64::MAX, 5), Err(Errno::EFBIG));
+}
+
+#[test]
+fn data_and_holes_are_found_over_all_nodes() {
+    let mut world = World::new(3);
+    let (_, handle) = world.create("a");
+    let chunk = u64::from(CHUNK);
+    world.write(handle, chunk + 4_096, &[1; 3 * CHUNK_LEN]).unwrap();
+    world.write(handle, 9 * chunk, b"x").unwrap();
+    let seek = |world: &mut World, offset, whence| {
+        let fs = world.fs.clone();
+        world.run(async move { fs.seek(handle, offset, whence).await })
+    };
+    assert_eq!(seek(&mut world, 0, Whence::Data), Ok(chunk + 4_096));
+    assert_eq!(seek(&mut world, 0, Whence::Hole), Ok(0));
+    assert_eq!(seek(&mut world, 2 * chunk, Whence::Data), Ok(2 * chunk));
+    assert_eq!(seek(&mut world, 2 * chunk, Whence::Hole), Ok(4 * chunk + 4_096));
+    assert_eq!(seek(&mut world, 5 * chunk, Whence::Data), Ok(9 * chunk));
+    assert_eq!(seek(&mut world, 9 * chunk, Whence::Hole), Ok(9 * chunk + 1), "the end");
+    assert_eq!(seek(&mut world, 9 * chunk + 1, Whence::Data), Err(Errno::ENXIO));
+    assert_eq!(seek(&mut world, 9 * chunk + 1, Whence::Hole), Err(Errno::ENXIO));
+}
+
+#[test]
+fn copies_are_exact_and_may_not_overlap() {
+    let mut world = World::new(3);
+    let (_, source) = world.create("a");
+    let (_, target) = world.create("b");
+    let bytes = pattern(20 << 20);
+    for (at, part) in bytes.chunks(1 << 20).enumerate() {
+        world.write(source, (at as u64) << 20, part).unwrap();
+    }
+    let copy = |world: &mut World, from, to, target_offset, len| {
+        let fs = world.fs.clone();
+        world.run(async move { fs.copy_range(from, 5, to, target_offset, len).await })
+    };
+    let rest = bytes.len() as u64 - 5;
+    assert_eq!(copy(&mut world, source, target, 100, u64::MAX), Ok(rest));
+    assert!(world.read(target, 100, bytes.len()).unwrap() == bytes[5..]);
+    assert_eq!(copy(&mut world, source, source, 10, 6), Err(Errno::EINVAL));
+    assert_eq!(copy(&mut world, source, source, 10, 5), Ok(5));
+}
+
+#[test]
+fn set_id_bits_go_before_the_bytes_come() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    let fs = world.fs.clone();
+    let set = SetAttr { mode: Some(0o6755), ..SetAttr::default() };
+    world.run(async move { fs.setattr(&Who::root(), attr.ino, None, set).await }).unwrap();
+    world.asked();
+    let fs = world.fs.clone();
+    world.run(async move { fs.write(handle, 0, slice(b"x"), true).await }).unwrap();
+    assert_eq!(world.asked(), ["SetAttr", "Write"]);
+    assert_eq!(world.stat(attr.ino).unwrap().mode, 0o755);
+}
+
+#[test]
+fn locks_are_claimed_after_a_reconnect_and_given_up_with_the_descriptor() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    let fs = world.fs.clone();
+    world.run(async move { fs.lock(handle, lock(LockKind::Write, 4), None).await }).unwrap();
+    world.net.borrow_mut().cut();
+    world.stat(attr.ino).unwrap();
+    let claims = world.net.borrow().claims.clone();
+    assert_eq!(claims.len(), 1);
+    assert_eq!((claims[0].1.ino, claims[0].1.opens), (attr.ino, 1));
+    assert_eq!(claims[0].1.locks, [lock(LockKind::Write, 4)]);
+    let fs = world.fs.clone();
+    world.run(async move { fs.flush(handle, Some(LockOwner(4))).await }).unwrap();
+    assert!(world.net.borrow().model.locks.is_empty());
+}
+
+#[test]
+fn a_lock_in_the_way_is_named_and_a_wait_can_be_interrupted() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    let theirs = lock(LockKind::Write, 1);
+    world.net.borrow_mut().model.locks.push((attr.ino, theirs));
+    let fs = world.fs.clone();
+    let mine = lock(LockKind::Write, 2);
+    let (refused, conflict) = world
+        .run(async move { (fs.lock(handle, mine, None).await, fs.lock_test(handle, mine).await) });
+    assert_eq!((refused, conflict), (Err(Errno::EAGAIN), Ok(Some(theirs))));
+    // The shard answers a wait when it is granted: not yet.
+    let waits = |request: &Request| matches!(request, Request::Lock { wait: true, .. });
+    world.net.borrow_mut().hold = Some(waits);
+    let interrupt = Interrupt::new();
+    let (fs, signal) = (world.fs.clone(), interrupt.clone());
+    let waiting = world.start(async move { fs.lock(handle, mine, Some(&signal)).await });
+    world.pass_ms(100_000);
+    assert!(waiting.take().is_none(), "it waits as long as it takes");
+    interrupt.raise();
+    world.settle_down();
+    assert_eq!(waiting.take(), Some(Err(Errno::EINTR)));
+}
+
+#[test]
+fn a_lock_granted_to_nobody_is_given_back() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    // A node that answers neither the wait nor its cancellation for a while.
+    let silent =
+        |request: &Request| matches!(request, Request::Lock { .. } | Request::LockCancel { .. });
+    world.net.borrow_mut().hold = Some(silent);
+    let interrupt = Interrupt::new();
+    let (fs, signal) = (world.fs.clone(), interrupt.clone());
+    let mine = lock(LockKind::Write, 2);
+    let waiting = world.start(async move { fs.lock(handle, mine, Some(&signal)).await });
+    interrupt.raise();
+    world.pass_ms(1_000);
+    assert_eq!(waiting.take(), Some(Err(Errno::EINTR)), "the program need not wait");
+    world.asked();
+    world.net.borrow_mut().release();
+    world.pass_ms(5_000);
+    assert_eq!(world.asked(), ["Lock", "LockCancel", "Lock"]);
+    assert!(world.net.borrow().model.locks.iter().all(|(ino, _)| *ino != attr.ino));
+}
+
+#[test]
+fn after_a_lost_session_files_are_reopened_and_lost_locks_are_eio() {
+    let mut world = World::new(1);
+    let (linked, plain) = world.create("linked");
+    let (_, locked) = world.create("locked");
+    let (unnamed, gone) = world.create("gone");
+    let fs = world.fs.clone();
+    world.run(async move { fs.lock(locked, lock(LockKind::Write, 4), None).await }).unwrap();
+    {
+        let mut net = world.net.borrow_mut();
+        net.refuses_sessions = true;
+        let model = &mut net.model;
+        model.inodes.values_mut().for_each(|inode| inode.opens = 0);
+        model.locks.clear();
+        model.inodes.remove(&unnamed.ino);
+        net.cut();
+    }
+    world.stat(linked.ino).unwrap();
+    world.pass_ms(1_000);
+    assert_eq!(world.net.borrow().model.inodes[&linked.ino].opens, 1, "reopened");
+    assert_eq!(world.write(plain, 0, b"goes on"), Ok(7));
+    assert_eq!(world.read(locked, 0, 10), Err(Errno::EIO));
+    assert_eq!(world.read(gone, 0, 10), Err(Errno::ESTALE));
+    assert_eq!(world.write(gone, 0, b"x"), Err(Errno::ESTALE));
+    for handle in [plain, locked, gone] {
+        let fs = world.fs.clone();
+        let _ = world.run(async move { fs.release(handle, None).await });
+    }
+    world.pass_ms(1_000);
+    assert_eq!(world.net.borrow().model.inodes[&linked.ino].opens, 0);
+}
+
+#[test]
+fn a_node_that_never_answers_is_eio_after_the_timeout() {
+    let mut world = World::new(1);
+    let (_, handle) = world.create("a");
+    world.net.borrow_mut().hold = Some(|_| true);
+    let fs = world.fs.clone();
+    let writing = world.start(async move { fs.write(handle, 0, slice(b"x"), false).await });
+    world.pass_ms(59_000);
+    assert!(writing.take().is_none());
+    world.pass_ms(2_000);
+    assert_eq!(writing.take(), Some(Err(Errno::EIO)));
+}
+
+#[test]
+fn the_whole_is_the_sum_of_its_nodes_and_synced_on_all() {
+    let mut world = World::new(3);
+    let (_, handle) = world.create("a");
+    world.write(handle, u64::from(CHUNK), b"x").unwrap();
+    let fs = world.fs.clone();
+    let space = world.run(async move { fs.statfs().await }).unwrap();
+    assert_eq!((space.total, space.free, space.available, space.inodes), (30, 24, 21, 6));
+    world.asked();
+    let fs = world.fs.clone();
+    world.run(async move { fs.sync_all().await }).unwrap();
+    let net = world.net.borrow();
+    let synced = net.model.asked(|request| matches!(request, Request::Sync));
+    assert_eq!(synced, [1, 2, 3].map(NodeId).into());
+    assert!(matches!(net.model.log[0].1, Request::Settle { .. }));
+}
+
+#[test]
+fn an_unnamed_file_lives_until_it_is_released() {
+    let mut world = World::new(3);
+    let fs = world.fs.clone();
+    let (attr, handle) = world
+        .run(async move { fs.tmpfile(&Who::root(), ROOT, 0o666, 0o022, READ_WRITE).await })
+        .unwrap();
+    assert_eq!((attr.nlink, attr.mode), (0, 0o644));
+    world.write(handle, 0, b"x").unwrap();
+    world.close(handle).unwrap();
+    world.settle_down();
+    assert!(!world.net.borrow().model.inodes.contains_key(&attr.ino));
+    assert_eq!(world.close(handle), Err(Errno::EBADF));
+}
+
+/// A file as the reference has it.
+#[derive(Default)]
+struct Reference(Vec<u8>);
+
+impl Reference {
+    fn write(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        self.0.resize(self.0.len().max(end), 0);
+        self.0[offset..end].copy_from_slice(bytes);
+    }
+}
+
+#[test]
+fn random_operations_agree_with_a_reference() {
+    for seed in 0..20 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut world = World::new(1 + seed as u16 % 4);
+        let (attr, mut handle) = world.create("a");
+        let flags = OpenFlags { write: true, append: true, ..OpenFlags::default() };
+        let fs = world.fs.clone();
+        let open = async move { fs.open(&Who::root(), attr.ino, flags).await };
+        let (_, log) = world.run(open).unwrap();
+        let mut file = Reference::default();
+        for _ in 0..100 {
+            let offset = random.usize(..4 * CHUNK_LEN);
+            let len = random.usize(1..2 * CHUNK_LEN);
+            let bytes: Vec<u8> = (0..len).map(|_| random.u8(1..)).collect();
+            let fs = world.fs.clone();
+            match random.u8(..9) {
+                0 | 1 => {
+                    assert_eq!(world.write(handle, offset as u64, &bytes), Ok(len));
+                    file.write(offset, &bytes);
+                }
+                2 => {
+                    assert_eq!(world.write(log, 0, &bytes[..len / 8 + 1]), Ok(len / 8 + 1));
+                    file.write(file.0.len(), &bytes[..len / 8 + 1]);
+                }
+                3 => {
+                    let set = SetAttr { size: Some(offset as u64), ..SetAttr::default() };
+                    let cut =
+                        async move { fs.setattr(&Who::root(), attr.ino, Some(handle), set).await };
+                    assert_eq!(world.run(cut).unwrap().size, offset as u64);
+                    file.0.resize(offset, 0);
+                }
+                4 => {
+                    let (from, to) = (offset / 4_096 * 4_096, (offset + len) / 4_096 * 4_096);
+                    if from < to {
+                        let (at, len) = (from as u64, (to - from) as u64);
+                        let punch =
+                            async move { fs.fallocate(handle, Fallocate::Punch, at, len).await };
+                        world.run(punch).unwrap();
+                        let end = to.min(file.0.len());
+                        file.0[from.min(end)..end].fill(0);
+                    }
+                }
+                5 => {
+                    world.close(handle).unwrap();
+                    let fs = world.fs.clone();
+                    let open = async move { fs.open(&Who::root(), attr.ino, READ_WRITE).await };
+                    let (found, again) = world.run(open).unwrap();
+                    assert_eq!(found.size, file.0.len() as u64);
+                    handle = again;
+                }
+                6 => world.pass_ms(random.u64(..900)),
+                7 => world.net.borrow_mut().cut(),
+                _ => assert_eq!(world.stat(attr.ino).unwrap().size, file.0.len() as u64),
+            }
+            let end = (offset + len).min(file.0.len());
+            let expected = &file.0[offset.min(end)..end];
+            assert!(world.read(handle, offset as u64, len).unwrap() == expected, "seed {seed}");
+        }
+        world.fsync(handle).unwrap();
+        let blocks = world.net.borrow().model.blocks.len() as u64 * 8;
+        assert_eq!(world.stat(attr.ino).unwrap().blocks, blocks, "seed {seed}");
+    }
+}
