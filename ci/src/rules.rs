@@ -11,8 +11,12 @@ use std::path::{Path, PathBuf};
 use crate::stages::Outcome;
 
 /// Files that may hold `unsafe`, relative to the root: few, named, reviewed.
-const UNSAFE_FILES: &[&str] =
-    &["transport/ring/src/pool.rs", "transport/ring/src/ring.rs", "transport/ring/src/sys.rs"];
+const UNSAFE_FILES: &[&str] = &[
+    "server/src/sys.rs",
+    "transport/ring/src/pool.rs",
+    "transport/ring/src/ring.rs",
+    "transport/ring/src/sys.rs",
+];
 /// Written in two halves, as the marks below, so that this file does not break its own rules.
 const UNSAFE_WORDS: &[&str] =
     &[concat!("unsafe", " {"), concat!("unsafe", " impl"), concat!("unsafe", " fn")];

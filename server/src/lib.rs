@@ -5,7 +5,15 @@
 //! per core and returns when all of them listen. From then on the threads share nothing but mailboxes.
 
 mod config;
+mod core_thread;
+mod datadir;
+mod disk;
+mod files;
+mod mailbox;
+mod recover;
 mod run;
+mod segments;
+mod sys;
 
 pub use config::{Config, ConfigError, Settings};
 pub use run::{Fatal, Server, StartError, Stopper};

@@ -34,4 +34,4 @@ pub use config::{Config, Durability};
 pub use core::{Core, Fatal, Ports};
 pub use mail::Mail;
 pub use ports::{CoreId, Disk, DiskDone, DiskError, DiskOp, Mailbox};
-pub use recovery::Recovery;
+pub use recovery::{Recovery, sync_mark};

@@ -175,6 +175,12 @@ impl Recovery {
     }
 }
 
+/// If the entry is a sync mark: the position below which it says that journal and data are on the device.
+#[must_use]
+pub fn sync_mark(entry: &Entry<'_>) -> Option<u64> {
+    if entry.kind == kind::MARK { decode("sync mark", entry.logical).ok() } else { None }
+}
+
 /// From the arena where it has memory: zeros travel like every other payload.
 fn zeros(arena: &dyn Arena) -> Slice {
     let mut region = arena.take(ZEROS_LEN).unwrap_or_else(|| Region::zeroed(ZEROS_LEN));

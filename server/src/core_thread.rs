@@ -1,0 +1,185 @@
+//! One core's thread: its ring and ports, its recovery, and the loop.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+use sealfs_ring::{Owner, Pool, Ring, Wake, now, pin};
+use sealfs_server_core::{Config, Core, CoreId, Mail, Ports};
+use sealfs_tcp::Tcp;
+use sealfs_transport::{Arena, Identity, Instant};
+
+use crate::datadir::random_number;
+use crate::disk::RingDisk;
+use crate::mailbox::{Boxes, Channels};
+use crate::recover::CoreFiles;
+use crate::run::Phase;
+use crate::{Fatal, StartError, Stopper};
+
+/// What a core's thread is made of.
+pub(crate) struct CoreThread {
+    /// Which core, of what.
+    pub(crate) config: Config,
+    /// The processor to pin it to.
+    pub(crate) processor: Option<usize>,
+    /// Bytes of buffers.
+    pub(crate) memory: usize,
+    /// Who the node is in handshakes.
+    pub(crate) identity: Arc<Identity>,
+    /// Its files.
+    pub(crate) files: CoreFiles,
+    /// Its mail.
+    pub(crate) boxes: Boxes<Mail>,
+}
+
+/// How far a core's thread is.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// It has a ring, which this wakes.
+    Ring(CoreId, Wake),
+    /// It has read its part of the data directory.
+    Recovered,
+    /// It runs, and listens here.
+    Listens(SocketAddr),
+    /// It serves.
+    Ready,
+    /// It could not start, and has ended.
+    Failed(StartError),
+    /// It has ended.
+    Ended(Result<(), Fatal>),
+}
+
+/// The loop's parts.
+struct Loop {
+    id: CoreId,
+    listens: SocketAddr,
+    ring: Ring,
+    disk: RingDisk,
+    tcp: Tcp,
+    core: Core,
+}
+
+impl CoreThread {
+    /// The thread's whole life.
+    pub(crate) fn run(
+        self,
+        report: &Sender<Report>,
+        wakes: &Receiver<Vec<Wake>>,
+        address: &Receiver<SocketAddr>,
+        stopper: &Stopper,
+    ) {
+        let core = self.config.core;
+        // Nobody takes reports any more when another core has failed to start.
+        let tell = |what| drop(report.send(what));
+        let looping = match self.start(report, wakes, address) {
+            Ok(Some(looping)) => looping,
+            Ok(None) => return,
+            Err(error) => return tell(Report::Failed(error)),
+        };
+        tell(Report::Listens(looping.listens));
+        let ended = looping.run(stopper, || tell(Report::Ready));
+        if let Err(fatal) = &ended {
+            tracing::error!(core = core.0, %fatal, "the node cannot go on");
+            stopper.end();
+        }
+        tell(Report::Ended(ended));
+    }
+
+    /// Brings the core up; `None`: another one has failed.
+    fn start(
+        self,
+        report: &Sender<Report>,
+        wakes: &Receiver<Vec<Wake>>,
+        address: &Receiver<SocketAddr>,
+    ) -> Result<Option<Loop>, StartError> {
+        let failed = |error: std::io::Error| StartError(error.to_string());
+        let id = self.config.core;
+        if let Some(processor) = self.processor {
+            pin(processor).map_err(failed)?;
+        }
+        let ring = Ring::new(sealfs_ring::Config::default()).map_err(failed)?;
+        let pool = Pool::new(self.memory).map_err(failed)?;
+        drop(report.send(Report::Ring(id, ring.wake())));
+        let Ok(wakes) = wakes.recv() else { return Ok(None) };
+
+        let (recovery, segments) = self.files.recover(self.config)?;
+        let CoreFiles { volume, snapshots, .. } = self.files;
+        drop(report.send(Report::Recovered));
+        let Ok(address) = address.recv() else { return Ok(None) };
+
+        let disk = RingDisk::new(ring.clone(), id.0, volume, snapshots, segments)?;
+        let arena: Rc<dyn Arena> = Rc::new(pool);
+        let tcp = Tcp::new(&ring, sealfs_tcp::Config::new(self.identity));
+        let listens = tcp.listen(&address.to_string(), true).map_err(failed)?;
+        let ports = Ports {
+            transport: Box::new(tcp.clone()),
+            disk: Box::new(disk.clone()),
+            mailbox: Box::new(Channels::new(self.boxes, wakes)),
+            arena,
+        };
+        let core = recovery.finish(ports, now(), random_number()?);
+        Ok(Some(Loop { id, listens, ring, disk, tcp, core }))
+    }
+}
+
+impl Loop {
+    /// Enters the ring, hands completions to their ports, turns the core; until the node stops.
+    fn run(mut self, stopper: &Stopper, ready: impl FnOnce()) -> Result<(), Fatal> {
+        let mut ready = Some(ready);
+        // The first turn happens at once: recovery has left work.
+        let mut deadline = Some(Instant::default());
+        let mut patience = None;
+        loop {
+            self.take_completions(deadline)?;
+            let now = now();
+            let turned = self.core.turn(now);
+            deadline = turned.map_err(|fatal| Fatal { code: Fatal::DISK, reason: fatal.0 })?;
+            if self.disk.has_completions() {
+                deadline = Some(now.mono);
+            }
+            if self.core.is_ready()
+                && let Some(ready) = ready.take()
+            {
+                ready();
+            }
+            match stopper.phase() {
+                Phase::Run => {}
+                Phase::End => return Ok(()),
+                Phase::Drain => {
+                    let end = *patience.get_or_insert_with(|| {
+                        self.core.stop();
+                        now.mono.after_ms(DRAIN_MS)
+                    });
+                    stopper.set_idle(self.id, self.core.is_idle());
+                    if now.mono >= end {
+                        stopper.end();
+                    }
+                    deadline = Some(deadline.map_or(end, |deadline| deadline.min(end)));
+                }
+            }
+        }
+    }
+
+    /// Waits for completions until `deadline`, and hands them to their ports.
+    fn take_completions(&self, deadline: Option<Instant>) -> Result<(), Fatal> {
+        let wait =
+            deadline.map(|deadline| Duration::from_nanos(deadline.0.saturating_sub(now().mono.0)));
+        self.ring.enter(wait).map_err(|error| Fatal {
+            code: Fatal::BUG,
+            reason: format!("io_uring_enter failed: {error}"),
+        })?;
+        while let Some(completion) = self.ring.next() {
+            match completion.owner {
+                Owner::Disk => self.disk.on_completion(completion),
+                Owner::Tcp => self.tcp.complete(completion),
+                Owner::Rdma | Owner::Fuse => unreachable!("a node submits nothing for these"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Requests that wait for something else (a lock, a dead node) are not waited for longer than this.
+const DRAIN_MS: u64 = 5_000;
