@@ -389,27 +389,25 @@ impl Connection {
         }
     }
 
-    /// Uses what has arrived, receives more if more is wanted, sends what waits.
-    pub(crate) fn advance(&mut self, ring: &Ring, events: &mut VecDeque<Event>) {
-        if self.reading.is_none() {
-            let progress = loop {
-                match self.step(events) {
-                    Ok(Progress::Made) => {}
-                    Ok(progress) => break progress,
-                    Err(why) => {
-                        self.fail(why, ring);
-                        break Progress::Stalled;
-                    }
-                }
-            };
-            self.read_on(progress, ring);
+    /// Uses what has arrived, and receives more if more is wanted.
+    pub(crate) fn advance_in(&mut self, ring: &Ring, events: &mut VecDeque<Event>) {
+        while self.reading.is_none() {
+            match self.step(events) {
+                Ok(Progress::Made) => {}
+                Ok(progress) => return self.read_on(progress, ring),
+                Err(why) => return self.fail(why, ring),
+            }
         }
-        let (Some(file), false) =
-            (&self.file, matches!(self.phase, Phase::Closing(_) | Phase::Connecting(_)))
-        else {
+    }
+
+    /// Sends what waits; ends when a refusal has left.
+    pub(crate) fn advance_out(&mut self, ring: &Ring) {
+        if let Phase::Connecting(_) | Phase::Closing(_) = self.phase {
             return;
-        };
-        self.outbox.start(ring, file, self.conn.0);
+        }
+        if let Some(file) = &self.file {
+            self.outbox.start(ring, file, self.conn.0);
+        }
         if let Phase::Leaving(why) = &self.phase
             && self.outbox.is_empty()
         {

@@ -106,7 +106,7 @@ impl Endpoint {
                 let mut connection = Connection::connecting(conn, address.to_owned(), attempt);
                 connection.connect_next("", &self.ring, &self.config.timeouts);
                 self.insert(connection);
-                self.advance(slot_of(conn));
+                self.settle(slot_of(conn));
             }
             found => {
                 let cause = found.err().unwrap_or_else(|| "too many connections".to_owned());
@@ -135,7 +135,8 @@ impl Endpoint {
     pub(crate) fn pull(&mut self, conn: Conn, token: u64, region: Region) {
         if let Some(connection) = self.find(conn) {
             connection.pull(token, region);
-            self.mark(conn);
+            // At once: a small payload is here already, and so is the next request.
+            self.advance_in(slot_of(conn));
         }
     }
 
@@ -158,7 +159,11 @@ impl Endpoint {
             if let Some(connection) = &mut self.slots[slot] {
                 connection.dirty = false;
             }
-            self.advance(slot);
+            self.advance_in(slot);
+            if let Some(connection) = &mut self.slots[slot] {
+                connection.advance_out(&self.ring);
+            }
+            self.settle(slot);
         }
         for listener in &mut self.listeners {
             if std::mem::take(&mut listener.failed) {
@@ -190,7 +195,6 @@ impl Endpoint {
             return self.on_accept((id & !ACCEPT) as usize, result.map(|_| op));
         }
         let conn = Conn(id);
-        let slot = slot_of(conn);
         let timeouts = self.config.timeouts;
         let ring = self.ring.clone();
         let connection = self.find(conn).expect("a connection waits for its operations");
@@ -207,7 +211,8 @@ impl Endpoint {
             }
             other => panic!("{other:?} is no operation of this endpoint"),
         }
-        self.advance(slot);
+        self.mark(conn);
+        self.advance_in(slot_of(conn));
     }
 
     fn on_accept(&mut self, index: usize, result: io::Result<Op>) {
@@ -241,7 +246,7 @@ impl Endpoint {
         self.accepted += 1;
         self.half_open += 1;
         self.insert(Connection::accepted(conn, address, file, state));
-        self.advance(slot_of(conn));
+        self.advance_in(slot_of(conn));
     }
 
     /// Has each listener accept one more, as far as the limits go.
@@ -298,14 +303,21 @@ impl Endpoint {
         let ring = self.ring.clone();
         if let Some(connection) = self.find(conn) {
             connection.close(why, &ring);
-            self.advance(slot_of(conn));
+            self.settle(slot_of(conn));
         }
     }
 
-    /// Moves a connection on, and forgets it when it is gone.
-    fn advance(&mut self, slot: usize) {
+    /// Has a connection use what has arrived.
+    fn advance_in(&mut self, slot: usize) {
+        if let Some(connection) = &mut self.slots[slot] {
+            connection.advance_in(&self.ring, &mut self.events);
+        }
+        self.settle(slot);
+    }
+
+    /// Counts a connection that has proven itself, and forgets one that is gone.
+    fn settle(&mut self, slot: usize) {
         let Some(connection) = &mut self.slots[slot] else { return };
-        connection.advance(&self.ring, &mut self.events);
         if connection.has_left_the_door() {
             self.half_open -= 1;
         }
