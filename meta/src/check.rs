@@ -161,3 +161,73 @@ fn adrift(parents: &BTreeMap<Ino, Ino>, inodes: &BTreeMap<Ino, &Inode>) -> Vec<I
 fn entries(directory: &Directory) -> impl Iterator<Item = (Ino, Kind)> + '_ {
     directory.behind(0).map(|(_, entry)| (entry.ino, entry.kind))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::World;
+
+    /// What is found after `damage` to shard 0 of a sound cluster with a file and two directories.
+    fn found(damage: impl FnOnce(&mut State, Ino, Ino)) -> Vec<String> {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "file");
+        let mut names = (0..).map(|number| format!("dir-{number}"));
+        let dir = loop {
+            let name = names.next().expect("they do not end");
+            let dir = world.mkdir(Ino::ROOT, &name);
+            if dir.shard() == Ino::ROOT.shard() {
+                break dir;
+            }
+        };
+        world.mkdir(dir, "sub");
+        assert_eq!(check_all(&world.states), []);
+        damage(world.state(ShardId(0)), file, dir);
+        check_all(&world.states).into_iter().map(|finding| finding.text).collect()
+    }
+
+    fn directory(state: &mut State, ino: Ino) -> &mut Directory {
+        match &mut state.inodes.get_mut(&ino).expect("it exists").body {
+            Body::Directory(directory) => directory,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn one(texts: &[String], part: &str) {
+        assert!(texts.iter().any(|text| text.contains(part)), "{part}: {texts:?}");
+    }
+
+    #[test]
+    fn every_kind_of_damage_is_found() {
+        one(&found(|state, file, _| _ = state.inodes.remove(&file)), "but there is none");
+        one(&found(|state, _, _| _ = directory(state, Ino::ROOT).remove(b"file")), "0 entries");
+        one(
+            &found(|state, file, _| {
+                state.inodes.get_mut(&file).expect("it exists").attr.nlink = 2;
+            }),
+            "2 links, but 1 entries",
+        );
+        one(
+            &found(|state, file, _| {
+                directory(state, Ino::ROOT).replace(b"file", file, Kind::Fifo);
+            }),
+            "as Fifo",
+        );
+        one(
+            &found(|state, _, dir| {
+                directory(state, dir).parent = dir;
+            }),
+            "not below the root",
+        );
+        one(
+            &found(|state, _, dir| {
+                state.inodes.get_mut(&dir).expect("it exists").attr.nlink = 2;
+            }),
+            "counts its subdirectories wrongly",
+        );
+        one(
+            &found(|state, file, _| _ = state.unlinked.insert(file, crate::Unlinked::Waiting)),
+            "has links",
+        );
+        one(&found(|state, file, _| state.numbers.inode = file.number()), "not drawn");
+    }
+}

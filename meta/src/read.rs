@@ -83,3 +83,65 @@ fn list(
 const LISTED_LEN: usize = 8 + 8 + 8 + 4 + 1;
 /// Encoded bytes of attributes: six u64, seven u32 (kind included), three times of 12 bytes.
 const ATTR_LEN: usize = 6 * 8 + 7 * 4 + 3 * 12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{World, user};
+
+    fn page(world: &World, dir: Ino, cookie: u64, bytes: u32) -> (Vec<Listed>, bool) {
+        let request = Request::List { who: Who::root(), dir, cookie, bytes, attributes: true };
+        match read(&world.states[usize::from(dir.shard().0)], &request) {
+            Ok(Reply::List { entries, end }) => (entries, end),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_listing_in_pages_gives_every_entry_once_and_fits_the_bytes() {
+        let mut world = World::new();
+        for number in 0..50 {
+            world.create(Ino::ROOT, &format!("file-{number}"));
+            world.mkdir(Ino::ROOT, &format!("dir-{number}"));
+        }
+        let (mut seen, mut cookie) = (Vec::new(), 0);
+        loop {
+            let (entries, end) = page(&world, Ino::ROOT, cookie, 1_000);
+            let bytes: usize = entries.iter().map(|entry| sealfs_proto::encode(entry).len()).sum();
+            assert!(bytes <= 1_000 && !entries.is_empty());
+            cookie = entries.last().map_or(0, |entry| entry.cookie);
+            for listed in entries {
+                let here = listed.entry.ino.shard() == Ino::ROOT.shard();
+                assert_eq!(listed.entry.attr.is_some(), here);
+                seen.push(listed.name);
+            }
+            if end {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), 100);
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 100);
+        assert_eq!(page(&world, Ino::ROOT, 0, 1).0.len(), 1, "one entry at least");
+    }
+
+    #[test]
+    fn reads_ask_for_the_rights_that_linux_asks_for() {
+        let mut world = World::new();
+        let dir = world.mkdir(Ino::ROOT, "d");
+        let file = world.create(dir, "f");
+        world.chmod(dir, 0o711, 0);
+        let state = &world.states[usize::from(dir.shard().0)];
+        let lookup = |dir, name: &[u8]| Request::Lookup { who: user(1), dir, name: name.to_vec() };
+        let list = Request::List { who: user(1), dir, cookie: 0, bytes: 99, attributes: false };
+        assert!(read(state, &lookup(dir, b"f")).is_ok());
+        assert_eq!(read(state, &list), Err(Errno::EACCES));
+        assert_eq!(read(state, &lookup(dir, b"x")), Err(Errno::ENOENT));
+        assert_eq!(read(state, &lookup(file, b"x")), Err(Errno::ENOTDIR));
+        assert_eq!(read(state, &Request::ReadLink { ino: file }), Err(Errno::EINVAL));
+        assert_eq!(read(state, &Request::Stat { ino: Ino(77) }), Err(Errno::ESTALE));
+        assert_eq!(read(state, &Request::Parent { ino: dir }), Ok(Reply::Parent(Ino::ROOT)));
+        assert_eq!(read(state, &Request::Sync), Err(Errno::EOPNOTSUPP));
+    }
+}

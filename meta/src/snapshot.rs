@@ -250,3 +250,71 @@ where
 fn bad(cause: impl Into<String>) -> Corrupt {
     Corrupt::new("snapshot", cause)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RootOptions;
+    use crate::testing::{World, at, bytes};
+
+    #[test]
+    fn an_empty_shard_takes_little() {
+        let state = State::new(ShardId(7));
+        assert!(state.is_empty() && size_of::<State>() < 700);
+        assert!(encode(ClusterId([7; 16]), NodeId(1), &state, b"").len() < 256);
+    }
+
+    #[test]
+    fn every_damaged_byte_and_every_length_is_refused() {
+        let mut world = World::new();
+        world.create(Ino::ROOT, "a");
+        let whole = bytes(&world.states[0]);
+        assert!(decode(&whole).is_ok());
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 4;
+            assert!(decode(&damaged).is_err(), "byte {at}");
+            assert!(decode(&whole[..at]).is_err(), "length {at}");
+        }
+    }
+
+    #[test]
+    fn rubbish_behind_a_valid_checksum_is_refused_without_a_panic() {
+        let state = State::with_root(RootOptions::default(), at(0));
+        let whole = encode(ClusterId([7; 16]), NodeId(1), &state, b"");
+        let mut random = fastrand::Rng::with_seed(3);
+        let body = whole.len() - CRC_LEN;
+        for _ in 0..5_000 {
+            let mut bytes = whole.clone();
+            bytes[random.usize(HEADER_LEN..body)] = random.u8(..);
+            let crc = crc32c::crc32c(&bytes[..body]);
+            bytes[body..].copy_from_slice(&crc.to_le_bytes());
+            if let Ok(snapshot) = decode(&bytes) {
+                assert_eq!(snapshot.state.shard(), ShardId(0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_name() {
+        let mut bytes = encode(ClusterId([7; 16]), NodeId(1), &State::new(ShardId(1)), b"");
+        bytes[16] = 8;
+        let text = decode(&bytes).unwrap_err().to_string();
+        assert!(text.contains("0x8") && text.contains("newer"), "{text}");
+    }
+
+    #[test]
+    fn numbers_of_a_snapshot_are_drawn_only_after_recovery_and_above() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        let bytes = bytes(&world.states[0]);
+        let mut state = decode(&bytes).unwrap().state;
+        assert_eq!((state.numbers.inode(0), state.draw_tx()), (None, None));
+        state.recovered();
+        assert_eq!(state.numbers.inode(0), None, "a new range comes first");
+        let range = state.range().expect("it is wanted at once");
+        state.numbers.extend(range);
+        state.range_synced();
+        assert!(state.numbers.inode(0) > Some(file.number() + 1_000));
+    }
+}

@@ -125,3 +125,68 @@ impl Directory {
 fn own_cookie(name: &[u8]) -> u64 {
     name_hash(name).max(COOKIE_MIN)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory in which the cookies of `names` are taken by others, as if their hashes collided.
+    fn crowded(names: &[&[u8]]) -> Directory {
+        let mut directory = Directory::new(Ino::ROOT);
+        for (number, name) in names.iter().enumerate() {
+            let other = format!("other-{number}").into_bytes();
+            let entry = DirectoryEntry { name: other.into(), ino: Ino(5), kind: Kind::File };
+            assert!(directory.restore(own_cookie(name), entry));
+        }
+        directory
+    }
+
+    #[test]
+    fn an_entry_whose_cookie_is_taken_gets_the_next_one_and_keeps_it() {
+        let mut directory = crowded(&[b"a"]);
+        directory.insert(b"a", Ino(9), Kind::File);
+        let cookie = own_cookie(b"a") + 1;
+        assert_eq!(directory.find(b"a").map(|entry| entry.ino), Some(Ino(9)));
+        assert!(directory.remove(b"other-0"));
+        let listed: Vec<u64> = directory.behind(0).map(|(cookie, _)| cookie).collect();
+        assert_eq!(listed, [cookie], "freed cookies move nobody");
+        assert!(directory.replace(b"a", Ino(10), Kind::Fifo) && directory.remove(b"a"));
+        assert!(directory.is_empty() && directory.find(b"a").is_none());
+        directory.insert(b"a", Ino(9), Kind::File);
+        assert_eq!(directory.behind(0).next().map(|(cookie, _)| cookie), Some(cookie - 1));
+    }
+
+    #[test]
+    fn cookies_go_round_at_the_end() {
+        let mut directory = Directory::new(Ino::ROOT);
+        let entry =
+            |name: &[u8]| DirectoryEntry { name: name.into(), ino: Ino(5), kind: Kind::File };
+        assert!(directory.restore(COOKIE_MAX, entry(b"last")));
+        assert_eq!(directory.free_from(COOKIE_MAX), COOKIE_MIN);
+        assert!(!directory.restore(COOKIE_MAX, entry(b"x")), "a cookie is taken once");
+        assert!(!directory.restore(77, entry(b"last")), "a name is there once");
+        assert!(!directory.restore(COOKIE_MIN - 1, entry(b"low")));
+    }
+
+    #[test]
+    fn a_listing_that_goes_on_behind_a_cookie_misses_nothing_and_repeats_nothing() {
+        let mut directory = Directory::new(Ino::ROOT);
+        let names: Vec<String> = (0..200).map(|number| format!("name-{number}")).collect();
+        names.iter().for_each(|name| directory.insert(name.as_bytes(), Ino(5), Kind::File));
+        let mut seen = Vec::new();
+        let mut cookie = 0;
+        let next = |directory: &Directory, cookie| {
+            directory.behind(cookie).next().map(|(cookie, entry)| (cookie, entry.name.to_vec()))
+        };
+        while let Some((behind, name)) = next(&directory, cookie) {
+            seen.push(name);
+            cookie = behind;
+            // What comes and goes meanwhile moves nobody else.
+            let gone = seen[seen.len() / 2].clone();
+            directory.remove(&gone);
+            directory.insert(format!("new-{}", seen.len()).as_bytes(), Ino(6), Kind::File);
+        }
+        let found = |name: &String| seen.iter().filter(|seen| **seen == name.as_bytes()).count();
+        assert!(names.iter().all(|name| found(name) == 1));
+    }
+}

@@ -129,3 +129,48 @@ fn keys(parts: &[Part]) -> Vec<(Key, bool)> {
     };
     parts.iter().filter_map(key).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sealfs_proto::{Kind, Who};
+
+    fn add(dir: u64, name: &str) -> Part {
+        let (who, name) = (Who::root(), name.into());
+        Part::AddEntry { who, dir: Ino(dir), name, ino: Ino(9), kind: Kind::File }
+    }
+
+    fn end(ino: u64) -> Part {
+        Part::EndDirectory { ino: Ino(ino), sticky: None }
+    }
+
+    const TX: TxId = TxId { coordinator: ShardId(0), number: 1 };
+
+    #[test]
+    fn only_what_would_meet_is_hindered() {
+        let drop = Part::DropLink { ino: Ino(7), sticky: None };
+        let link = Part::AddLink { ino: Ino(7) };
+        let moved = Part::Moved { who: Who::root(), ino: Ino(5), parent: None, sticky: None };
+        let cases = [
+            (add(5, "a"), add(5, "a"), true),
+            (add(5, "a"), add(5, "b"), false),
+            (add(5, "a"), end(5), true),
+            (end(5), add(5, "a"), true),
+            (end(5), add(6, "a"), false),
+            (moved.clone(), add(5, "a"), false),
+            (moved, end(5), true),
+            (drop, link, true),
+        ];
+        for (held, wanted, hindered) in cases {
+            let mut holds = Holds::default();
+            holds.hold(TX, std::slice::from_ref(&held), false);
+            assert_eq!(
+                holds.hinder(std::slice::from_ref(&wanted)),
+                hindered,
+                "{held:?}, {wanted:?}"
+            );
+            holds.release(TX);
+            assert!(!holds.hinder(&[wanted]) && holds.keys.is_empty());
+        }
+    }
+}
