@@ -19,12 +19,15 @@
 #![forbid(unsafe_code)]
 
 mod calls;
+pub mod faulty;
 pub mod handshake;
 mod key;
 pub mod mem;
 mod payload;
 mod random;
 mod region;
+#[cfg(feature = "suite")]
+pub mod suite;
 pub mod tasks;
 
 pub use calls::{Answer, Ask, Call, CallError, Calls, Me, Options, PeerStatus};
@@ -139,7 +142,8 @@ pub enum Event {
     Pulled { conn: Conn, token: u64, region: Region, len: u32 },
     /// The reply to `header.token`. `region` is the one lent with the request; `header.bulk_len` bytes of it are filled.
     Reply { conn: Conn, header: Header, body: Vec<u8>, region: Option<Region> },
-    /// The connection is destroyed. Regions lent to it have come back: `lent` holds those of requests in flight, by
+    /// The connection is destroyed (one that was accepted and has not proven the key may end without a word before). Regions
+    /// lent to it have come back: `lent` holds those of requests in flight, by
     /// token. Requests that were being pulled are gone. Nothing of this connection follows.
     Closed { conn: Conn, why: CloseReason, lent: Vec<(u64, Region)> },
 }
@@ -152,9 +156,9 @@ pub trait Transport {
     /// [`CloseReason::Refused`]) is told to the peer and ends in `Closed`. The caller admits an endpoint only after it has
     /// dropped or finished everything that came over that endpoint's earlier connection.
     fn admit(&mut self, conn: Conn, verdict: Result<(), CloseReason>);
-    /// Queues a frame; it leaves at the next [`Transport::flush`]. On a connection that is not open it is dropped, and a
-    /// region that it brought along comes back with `Closed`, or at once as `Closed` has been reported before: then the
-    /// region is simply freed.
+    /// Queues a frame; it leaves at the next [`Transport::flush`]. On a connection that is not open it is dropped: a region
+    /// that it brought along comes back with `Closed`, also if the connection has died already and only its end was not
+    /// polled yet; it is freed if `Closed` has been polled.
     fn send(&mut self, conn: Conn, frame: Frame);
     /// Asks for the bulk of the request `token`; ends in `Pulled` or `Closed`. `region` has room for all of it.
     fn pull(&mut self, conn: Conn, token: u64, region: Region);
