@@ -13,10 +13,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use crate::MountError;
+use crate::sys::{self, Standard};
 
 /// Who comes back from [`daemonize`].
 #[derive(Debug)]
@@ -44,7 +44,9 @@ impl Started {
         };
         // The daemon must not keep the directory that it was started in from being unmounted; relative paths are done with.
         let _ = std::env::set_current_dir("/");
-        replace(&self.log, &[libc::STDOUT_FILENO, libc::STDERR_FILENO]);
+        for standard in [Standard::Output, Standard::Error] {
+            let _ = sys::replace(&self.log, standard);
+        }
     }
 }
 
@@ -55,25 +57,21 @@ pub fn daemonize(log: Option<&Path>) -> Result<Forked, MountError> {
     let log = OpenOptions::new().append(true).create(true).open(path).map_err(|error| {
         MountError(format!("cannot open the log {}: {error}; name another file", path.display()))
     })?;
-    let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count);
-    assert!(threads.is_ok_and(|threads| threads == 1), "only the calling thread survives a fork");
-    let failed = |what: &str| MountError(format!("cannot {what}: {}", io::Error::last_os_error()));
-    let (read, write) = pipe().ok_or_else(|| failed("make a pipe"))?;
-    // SAFETY: the process has one thread (asserted above), so that the child has all of it and no lock is held.
-    match unsafe { libc::fork() } {
-        -1 => Err(failed("fork")),
-        0 => {
-            drop(read);
-            // SAFETY: plain system calls without pointers. It cannot fail: a forked child leads no process group.
-            unsafe { libc::setsid() };
-            if let Ok(null) = File::open("/dev/null") {
-                replace(&null, &[libc::STDIN_FILENO]);
-            }
-            Ok(Forked::Child(Started { pipe: File::from(write), log }))
-        }
-        _ => {
+    let failed = |error: io::Error| MountError(format!("cannot go to the background: {error}"));
+    let (read, write) = sys::pipe().map_err(failed)?;
+    match sys::fork().map_err(failed)? {
+        sys::Forked::Parent => {
             drop(write);
             Ok(Forked::Parent(outcome(File::from(read))))
+        }
+        sys::Forked::Child => {
+            drop(read);
+            // It cannot fail, for a forked child leads no process group.
+            let _ = sys::new_session();
+            if let Ok(null) = File::open("/dev/null") {
+                let _ = sys::replace(&null, Standard::Input);
+            }
+            Ok(Forked::Child(Started { pipe: File::from(write), log }))
         }
     }
 }
@@ -90,24 +88,6 @@ fn outcome(mut pipe: File) -> Result<(), String> {
     }
 }
 
-fn pipe() -> Option<(OwnedFd, OwnedFd)> {
-    let mut ends = [-1; 2];
-    // SAFETY: `ends` has room for the two descriptors.
-    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
-        return None;
-    }
-    // SAFETY: the call succeeded, so that both are open and nobody else's.
-    Some(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
-}
-
-/// Makes the standard descriptors `targets` refer to `file`.
-fn replace(file: &File, targets: &[i32]) {
-    for &target in targets {
-        // SAFETY: both are open descriptors; the standard ones belong to nobody who would close them.
-        unsafe { libc::dup2(file.as_raw_fd(), target) };
-    }
-}
-
 /// What a daemon reports that has started; no error text begins so.
 const READY: &[u8] = b"\0ready";
 
@@ -117,7 +97,7 @@ mod tests {
 
     /// Forking is for a process of one thread, and a test has two: what can be tested here is the pipe's language.
     fn told(bytes: &[u8]) -> Result<(), String> {
-        let (read, write) = pipe().unwrap();
+        let (read, write) = sys::pipe().unwrap();
         File::from(write).write_all(bytes).unwrap();
         outcome(File::from(read))
     }

@@ -15,8 +15,8 @@ mod link;
 mod mount;
 mod options;
 mod point;
-mod signals;
 mod status;
+mod sys;
 
 pub use daemon::{Forked, Started, daemonize};
 pub use mount::{Mount, MountConfig, MountError, unmount};

@@ -26,7 +26,8 @@ use sealfs_transport::{Instant, Key};
 use crate::fuse::{Files, Kernel, RETRY_MS, Session, Turn};
 use crate::key::read_key;
 use crate::link::{Link, learn_map};
-use crate::{MountOptions, TransportChoice, point, signals};
+use crate::sys::Signals;
+use crate::{MountOptions, TransportChoice, point};
 
 /// What to mount where.
 #[derive(Clone, Debug)]
@@ -98,11 +99,12 @@ impl Mount {
     /// Waits until the mount has ended (`sealfs umount`, umount(8), or [`Mount::unmount`] from another thread). From here on
     /// SIGTERM, SIGINT and SIGHUP unmount: lazily, so that files which are open stay usable until they are closed.
     pub fn wait(self) -> Result<(), MountError> {
-        signals::keep_ends();
+        let ends = Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
+        ends.block();
         let mountpoint = self.mountpoint.clone();
         let watch = move || {
             loop {
-                let signal = signals::wait_for_end();
+                let signal = ends.wait();
                 tracing::info!(signal, "asked to end; unmounting {}", mountpoint.display());
                 if let Err(error) = point::detach(&mountpoint, true) {
                     tracing::error!("{error}");
@@ -146,7 +148,8 @@ fn outcome(thread: JoinHandle<Result<(), MountError>>) -> Result<(), MountError>
 
 /// The mount's thread.
 fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Result<(), MountError> {
-    signals::block_all();
+    // Its system calls are not to be interrupted.
+    Signals::all().block();
     if let Some(processor) = config.pin {
         sealfs_ring::pin(processor).map_err(|error| MountError(error.to_string()))?;
     }

@@ -11,26 +11,25 @@
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{MountError, MountOptions};
+use crate::{MountError, MountOptions, sys};
 
 /// Makes the mount; the descriptor through which the kernel asks. Dropping it ends the mount's life, not its entry in the
 /// mount table: that is [`detach`]'s.
 pub(crate) fn attach(mountpoint: &Path, options: &MountOptions) -> Result<File, MountError> {
     let mountpoint = ready(mountpoint)?;
-    let device = if is_root() {
+    let device = if sys::is_root() {
         attach_as_root(&mountpoint, options)?
     } else {
         attach_as_user(&mountpoint, options)?
     };
-    set_nonblocking(&device).map_err(|error| {
+    sys::set_nonblocking(&device).map_err(|error| {
         let _ = detach(&mountpoint, true);
         MountError(format!("cannot make {DEVICE} non-blocking: {error}"))
     })?;
@@ -40,7 +39,7 @@ pub(crate) fn attach(mountpoint: &Path, options: &MountOptions) -> Result<File, 
 /// Takes the mount at `mountpoint` away; `force`: also while files are open (they stay usable until they are closed).
 pub(crate) fn detach(mountpoint: &Path, force: bool) -> Result<(), MountError> {
     let shown = mountpoint.display();
-    if !is_root() {
+    if !sys::is_root() {
         let mut command = Command::new(FUSERMOUNT);
         command.arg("-u").args(force.then_some("-z")).arg("--").arg(mountpoint);
         let output = command.output().map_err(|error| no_fusermount(&error))?;
@@ -55,11 +54,7 @@ pub(crate) fn detach(mountpoint: &Path, force: bool) -> Result<(), MountError> {
     }
     let path = c_string(mountpoint)?;
     let flags = if force { libc::MNT_DETACH } else { 0 };
-    // SAFETY: `path` is a string with a terminating zero that lives during the call.
-    if unsafe { libc::umount2(path.as_ptr(), flags | libc::UMOUNT_NOFOLLOW) } == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
+    let Err(error) = sys::unmount(&path, flags | libc::UMOUNT_NOFOLLOW) else { return Ok(()) };
     let next = match error.raw_os_error() {
         Some(libc::EBUSY) => "files are open or shells stand in it; close them, or use --force",
         Some(libc::EINVAL) => "nothing is mounted there; /proc/mounts shows what is",
@@ -159,22 +154,9 @@ fn attach_as_root(mountpoint: &Path, options: &MountOptions) -> Result<File, Mou
         root.mode() & libc::S_IFMT,
         crate::fuse::MAX_WRITE,
     );
-    let (source, kind) = (c"sealfs", c"fuse.sealfs");
     let (target, data) = (c_string(mountpoint)?, CString::new(data).expect("numbers hold no zero"));
-    // SAFETY: all five are strings with a terminating zero that live during the call.
-    let mounted = unsafe {
-        libc::mount(
-            source.as_ptr(),
-            target.as_ptr(),
-            kind.as_ptr(),
-            mount_flags(options),
-            data.as_ptr().cast(),
-        )
-    };
-    if mounted == 0 {
-        return Ok(device);
-    }
-    let error = io::Error::last_os_error();
+    let mounted = sys::mount(c"sealfs", &target, c"fuse.sealfs", mount_flags(options), &data);
+    let Err(error) = mounted else { return Ok(device) };
     let next = match error.raw_os_error() {
         Some(libc::EPERM) => {
             "this root may not mount (CAP_SYS_ADMIN is missing, as in a container)"
@@ -217,7 +199,7 @@ fn attach_as_user(mountpoint: &Path, options: &MountOptions) -> Result<File, Mou
     let (ours, theirs) = UnixStream::pair().map_err(broken)?;
     // The child must inherit its end. No other thread of ours starts programs meanwhile, and one that did would only hold
     // an end of a socket open until it ends.
-    set_inherited(&theirs).map_err(broken)?;
+    sys::set_inherited(&theirs).map_err(broken)?;
     let child = Command::new(FUSERMOUNT)
         .arg("-o")
         .arg(words.join(","))
@@ -228,7 +210,7 @@ fn attach_as_user(mountpoint: &Path, options: &MountOptions) -> Result<File, Mou
         .spawn()
         .map_err(|error| no_fusermount(&error))?;
     drop(theirs);
-    let received = receive_descriptor(&ours);
+    let received = sys::receive_descriptor(&ours);
     let output = child.wait_with_output().map_err(broken)?;
     if let (true, Ok(Some(device))) = (output.status.success(), received) {
         return Ok(File::from(device));
@@ -242,63 +224,6 @@ fn attach_as_user(mountpoint: &Path, options: &MountOptions) -> Result<File, Mou
         "the mountpoint must be yours and writable"
     };
     Err(MountError(format!("cannot mount at {}: {}; {next}", mountpoint.display(), cause.trim())))
-}
-
-/// One descriptor sent over a socket, as unix(7) describes SCM_RIGHTS; `None` at the stream's end.
-fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
-    let mut byte = [0_u8; 1];
-    let mut iovec = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
-    // Room for one header and one descriptor, aligned as a header must be.
-    let mut control = [MaybeUninit::<libc::cmsghdr>::zeroed(); 4];
-    // SAFETY: a message header of zeros is a valid one that names no memory.
-    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    message.msg_iov = &raw mut iovec;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control) as _;
-    let received = loop {
-        // SAFETY: the message points to `byte` and `control`, which live here and have the lengths given.
-        let received =
-            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
-        match received {
-            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
-            -1 => return Err(io::Error::last_os_error()),
-            received => break received,
-        }
-    };
-    // SAFETY: `message` was filled by recvmsg; the result is null or points into `control`.
-    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
-    if received == 0 || header.is_null() {
-        return Ok(None);
-    }
-    // SAFETY: not null, so that it points to a header inside `control`, which is aligned for it.
-    let (level, kind) = unsafe { ((*header).cmsg_level, (*header).cmsg_type) };
-    if (level, kind) != (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-        return Ok(None);
-    }
-    // SAFETY: a message of SCM_RIGHTS carries at least one descriptor behind its header, perhaps not aligned.
-    let fd = unsafe { libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned() };
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
-}
-
-fn set_nonblocking(device: &File) -> io::Result<()> {
-    // SAFETY: the descriptor is open; the call takes numbers only.
-    let flags = unsafe { libc::fcntl(device.as_raw_fd(), libc::F_GETFL) };
-    // SAFETY: as above.
-    let set = unsafe { libc::fcntl(device.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
-    if flags < 0 || set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn set_inherited(socket: &UnixStream) -> io::Result<()> {
-    // SAFETY: the descriptor is open; the call takes numbers only.
-    let set = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFD, 0) };
-    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn is_root() -> bool {
-    // SAFETY: a system call without arguments that cannot fail.
-    unsafe { libc::geteuid() == 0 }
 }
 
 fn no_device(error: &io::Error) -> MountError {
@@ -351,12 +276,5 @@ mod tests {
         assert!(kind.starts_with(b"fuse.sealfs "));
         assert!(!is_mounted(Path::new("/")));
         assert_eq!(split_mountinfo(b""), (vec![], &b""[..]));
-    }
-
-    #[test]
-    fn a_descriptor_is_received_over_a_socket() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        drop(theirs);
-        assert!(receive_descriptor(&ours).unwrap().is_none(), "the end is no descriptor");
     }
 }

@@ -9,10 +9,12 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use sealfs_proto::{Who, limits};
 use sealfs_transport::Instant;
+
+use crate::sys;
 
 /// What is known of the threads that have asked lately.
 #[derive(Debug, Default)]
@@ -36,24 +38,26 @@ impl GroupCache {
             return Who { uid, gid, groups: Vec::new() };
         }
         let known = self.threads.get(&pid).filter(|known| {
-            known.until > now && (known.uid, known.gid) == (uid, gid) && !has_ended(&known.pidfd)
+            known.until > now
+                && (known.uid, known.gid) == (uid, gid)
+                && !sys::is_readable(&known.pidfd)
         });
         if let Some(known) = known {
             return Who { uid, gid, groups: known.groups.clone() };
         }
         // The descriptor is opened first: if the thread has not ended afterwards, the groups are its own.
-        let pidfd = open_thread(pid);
+        let pidfd = sys::open_thread(pid);
         let groups = read_groups(pid);
         if self.threads.len() >= THREADS_MAX {
             self.threads.clear();
         }
         match pidfd {
-            Some(pidfd) => {
+            Ok(pidfd) => {
                 let until = now.after_ms(BELIEVED_MS);
                 let known = Known { pidfd, uid, gid, until, groups: groups.clone() };
                 self.threads.insert(pid, known);
             }
-            None => drop(self.threads.remove(&pid)),
+            Err(_) => drop(self.threads.remove(&pid)),
         }
         Who { uid, gid, groups }
     }
@@ -95,29 +99,10 @@ fn parse(status: &str) -> Vec<u32> {
     groups
 }
 
-/// Kernels before 6.9 know processes only: threads that do not lead one are then looked up every time.
-fn open_thread(pid: u32) -> Option<OwnedFd> {
-    [PIDFD_THREAD, 0].into_iter().find_map(|flags| {
-        // SAFETY: a system call with two numbers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };
-        // SAFETY: a result that is not negative is a new descriptor, which is nobody else's.
-        (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
-    })
-}
-
-/// A pidfd is readable when its thread or process has ended.
-fn has_ended(pidfd: &OwnedFd) -> bool {
-    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: `poll` is one structure that lives during the call.
-    unsafe { libc::poll(&raw mut poll, 1, 0) != 0 }
-}
-
 /// Groups are believed for so long.
 const BELIEVED_MS: u64 = 1_000;
 /// Bounds memory and descriptors; beyond it the cache starts anew.
 const THREADS_MAX: usize = 512;
-/// Of linux/pidfd.h.
-const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
 
 #[cfg(test)]
