@@ -80,22 +80,27 @@ impl CoreFiles {
         Ok((recovery, segments))
     }
 
-    /// Reads what may not have reached the device, and takes back what did not.
+    /// Reads what may not have reached the device, and takes back what did not, until nothing is doubtful.
     fn verify(&self, recovery: &mut Recovery) -> Result<(), StartError> {
         let mut bytes = Vec::new();
-        for suspect in recovery.suspects() {
-            let VolumeRead { offset, len } = suspect.read;
-            bytes.resize(len as usize, 0);
-            let read = self.volume.read_exact_at(&mut bytes, VOLUME_AT + offset);
-            read.map_err(|error| {
-                StartError(format!("cannot read volume bytes {offset}..+{len}: {error}"))
-            })?;
-            if !suspect.holds(&bytes) {
-                tracing::warn!(offset, len, "a write had not reached the device: taken back");
-                recovery.reject(suspect.position);
+        loop {
+            let suspects = recovery.suspects();
+            if suspects.is_empty() {
+                return Ok(());
+            }
+            for suspect in suspects {
+                let VolumeRead { offset, len } = suspect.read;
+                bytes.resize(len as usize, 0);
+                let read = self.volume.read_exact_at(&mut bytes, VOLUME_AT + offset);
+                read.map_err(|error| {
+                    StartError(format!("cannot read volume bytes {offset}..+{len}: {error}"))
+                })?;
+                if !suspect.holds(&bytes) {
+                    tracing::warn!(offset, len, "a write had not reached the device: taken back");
+                    recovery.reject(suspect.position);
+                }
             }
         }
-        Ok(())
     }
 }
 

@@ -33,7 +33,8 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use sealfs_meta::journal::SegmentHeader;
-use sealfs_proto::{ClusterMap, Epoch, NodeId, ShardId};
+use sealfs_meta::{RootOptions, State, snapshot};
+use sealfs_proto::{ClusterMap, Epoch, Ino, NodeId, Placement, ShardId};
 
 use crate::files::{FileError, NEW, failed, list, remove_file_if_there, replace, sync_directory};
 use crate::{StartError, sys};
@@ -384,6 +385,9 @@ fn format(path: &Path, wanted: &Wanted<'_>) -> Result<(), StartError> {
         clean: true,
     };
     superblock.volume_ino = make_volume(path, &superblock)?;
+    if Placement::new(wanted.map).node(Ino::ROOT.shard()) == Some(wanted.node) {
+        make_root(path, &superblock)?;
+    }
     sync_directory(path)?;
     replace(path, SUPERBLOCK, &superblock.to_bytes())?;
     tracing::info!(data = %shown, cluster = %superblock.map.cluster, node = %superblock.node,
@@ -417,6 +421,21 @@ fn volume_len(path: &Path, wanted: Option<u64>) -> Result<u64, StartError> {
         )));
     }
     Ok(len)
+}
+
+/// Writes the snapshot that the file system begins with: the root directory, which belongs to the owner of the data
+/// directory.
+fn make_root(dir: &Path, superblock: &Superblock) -> Result<(), StartError> {
+    let owner = fs::metadata(dir).map_err(failed("look at", dir))?;
+    let options = RootOptions {
+        uid: owner.uid(),
+        gid: owner.gid(),
+        chunk_size: superblock.map.chunk_size,
+        ..RootOptions::default()
+    };
+    let root = State::with_root(options, sealfs_ring::now().wall);
+    let bytes = snapshot::encode(superblock.map.cluster, superblock.node, &root, &[]);
+    Ok(replace(&dir.join(SNAPSHOTS), &snapshot_name(root.shard()), &bytes)?)
 }
 
 /// Creates the volume, with its space; gives its inode number.
@@ -529,6 +548,23 @@ mod tests {
         first.set_clean().unwrap();
         drop(first);
         assert!(DataDir::open(&path, &wanted(&map)).unwrap().last_run().clean);
+    }
+
+    #[test]
+    fn the_node_of_shard_0_begins_with_the_root_directory_and_no_other_does() {
+        let map = map("a:1,b:2");
+        let primary = Placement::new(&map).node(ShardId(0)).unwrap();
+        for node in [NodeId(1), NodeId(2)] {
+            let temp = tempfile::tempdir().unwrap();
+            let dir = DataDir::open(temp.path(), &Wanted { node, ..wanted(&map) }).unwrap();
+            let root = fs::read(dir.snapshots().join("0000.snap")).ok();
+            assert_eq!(root.is_some(), node == primary);
+            if let Some(root) = root {
+                let state = snapshot::decode(&root).unwrap().state;
+                let attr = &state.inode(Ino::ROOT).unwrap().attr;
+                assert_eq!(attr.uid, fs::metadata(temp.path()).unwrap().uid());
+            }
+        }
     }
 
     #[test]
