@@ -102,6 +102,9 @@ pub enum Op {
 impl Op {
     /// Pieces of one operation (UIO_MAXIOV of the kernel).
     pub const PIECES_MAX: usize = 1_024;
+    /// For [`Op::Poll`] of a socket: the peer has closed its end, or the connection has failed. Bytes that came before may
+    /// still be there.
+    pub const PEER_CLOSED: u32 = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as u32;
 }
 
 /// Which part of the thread an operation belongs to.

@@ -7,7 +7,8 @@
 //! ```
 //! Bytes go through [`Intake`]: a frame's head; then, if it has a payload, the payload's way into its region.
 //!
-//! 1. A receive is in flight only while more bytes are wanted (`Progress::Needs` or `Progress::Direct`).
+//! 1. A receive is in flight only while more bytes are wanted (`Progress::Needs` or `Progress::Direct`); an open connection
+//!    that is not receiving is watched for the peer's end.
 //! 2. A region lent for a reply is in `lent`, in `intake`, or with the kernel, until `Reply` or `Closed` gives it back.
 //! 3. Nothing is reported to those above of a connection that was accepted and has not proven the key.
 
@@ -43,6 +44,8 @@ pub(crate) struct Connection {
     file: Option<File>,
     connecting: Option<Key>,
     reading: Option<Key>,
+    /// A poll that reports the peer's end while nothing is being received.
+    watching: Option<Key>,
     inbox: Inbox,
     intake: Intake,
     outbox: Outbox,
@@ -157,6 +160,7 @@ impl Connection {
             file,
             connecting: None,
             reading: None,
+            watching: None,
             inbox: Inbox::new(),
             intake: Intake::Head,
             outbox: Outbox::default(),
@@ -284,13 +288,14 @@ impl Connection {
             return;
         }
         self.phase = Phase::Closing(why);
-        let in_flight = [self.connecting, self.reading, self.outbox.clear()];
+        let in_flight = [self.connecting, self.reading, self.watching, self.outbox.clear()];
         in_flight.into_iter().flatten().for_each(|key| ring.cancel(key));
     }
 
     /// Whether it has ended and the kernel holds nothing of it.
     pub(crate) fn is_gone(&self) -> bool {
-        let idle = self.connecting.is_none() && self.reading.is_none() && !self.outbox.is_sending();
+        let in_flight = [self.connecting, self.reading, self.watching];
+        let idle = in_flight.iter().all(Option::is_none) && !self.outbox.is_sending();
         idle && matches!(self.phase, Phase::Closing(_))
     }
 
@@ -376,6 +381,15 @@ impl Connection {
         }
     }
 
+    /// The watch has seen the peer's end (or was cancelled). If a receive is in flight, it will see it, too, after what has
+    /// arrived before.
+    pub(crate) fn on_watched(&mut self, ring: &Ring) {
+        self.watching = None;
+        if self.reading.is_none() {
+            self.close(self.gone("the peer has closed the connection"), ring);
+        }
+    }
+
     /// A send is over.
     pub(crate) fn on_sent(
         &mut self,
@@ -430,6 +444,12 @@ impl Connection {
                 let file = file.clone();
                 let receive = Op::Receive { file, region, from, to, all: true };
                 self.reading = Some(ring.submit(Owner::Tcp, self.conn.0, receive));
+            }
+            Progress::Stalled if matches!(self.phase, Phase::Judged(_) | Phase::Open(_)) => {
+                self.watching.get_or_insert_with(|| {
+                    let watch = Op::Poll { file: file.clone(), events: Op::PEER_CLOSED };
+                    ring.submit(Owner::Tcp, self.conn.0, watch)
+                });
             }
             Progress::Made | Progress::Stalled => {}
         }

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use sealfs_proto::limits;
 use sealfs_ring::{Completion, File, Op, Owner, Ring};
 use sealfs_transport::handshake::{Accepting, Greeted, Nonce};
-use sealfs_transport::{CloseReason, Conn, Event, Frame, Hello, Instant, Region};
+use sealfs_transport::{Bulk, CloseReason, Conn, Event, Frame, Hello, Instant, Region};
 
 use crate::Config;
 use crate::connection::{Attempt, Connection, cause};
@@ -129,6 +129,8 @@ impl Endpoint {
         if let Some(connection) = self.find(conn) {
             connection.send(frame);
             self.mark(conn);
+        } else if let Bulk::Receive(region) = frame.bulk {
+            self.give_back(conn, frame.header.token, region);
         }
     }
 
@@ -209,6 +211,7 @@ impl Endpoint {
             Op::Send { file, pieces, skip } => {
                 connection.on_sent(result, (file, pieces, skip), &ring);
             }
+            Op::Poll { .. } => connection.on_watched(&ring),
             other => panic!("{other:?} is no operation of this endpoint"),
         }
         self.mark(conn);
@@ -288,6 +291,17 @@ impl Endpoint {
     fn find_with_events(&mut self, conn: Conn) -> (Option<&mut Connection>, &mut VecDeque<Event>) {
         let connection = self.slots.get_mut(slot_of(conn)).and_then(Option::as_deref_mut);
         (connection.filter(|found| found.conn == conn), &mut self.events)
+    }
+
+    /// A region for a connection that is gone goes back with its end, if that was not told yet.
+    fn give_back(&mut self, gone: Conn, token: u64, region: Region) {
+        let lent = self.events.iter_mut().find_map(|event| match event {
+            Event::Closed { conn, lent, .. } if *conn == gone => Some(lent),
+            _ => None,
+        });
+        if let Some(lent) = lent {
+            lent.push((token, region));
+        }
     }
 
     fn mark(&mut self, conn: Conn) {
