@@ -13,7 +13,7 @@ use sealfs_transport::{Region, Slice};
 /// in flight never meets a descriptor number that was closed and given to someone else.
 ///
 /// Sockets must be in blocking mode: with O_NONBLOCK the kernel answers EAGAIN instead of waiting. Devices that must be
-/// O_NONBLOCK are read with [`Op::ReadWhenReady`].
+/// O_NONBLOCK are waited for with [`Op::Poll`].
 #[derive(Clone, Debug)]
 pub struct File(Rc<OwnedFd>);
 
@@ -76,9 +76,6 @@ pub enum Op {
     /// read(2), or pread(2) if `at` is a place in the file, into `region[from..to]`. Result: bytes, 0 at the end. A positioned
     /// read into registered memory uses the fixed buffer.
     Read { file: File, at: Option<u64>, region: Region, from: usize, to: usize },
-    /// Waits until the file is readable, then reads. EAGAIN: someone else was faster; submit it again. For devices
-    /// that must be O_NONBLOCK (/dev/fuse).
-    ReadWhenReady { file: File, region: Region, from: usize, to: usize },
     /// writev(2), or pwritev(2) if `at` is a place in the file, without the first `skip` bytes of the pieces. `at` is where
     /// the first byte that is not skipped goes. Result: bytes written. A positioned write of one piece in registered
     /// memory uses the fixed buffer.

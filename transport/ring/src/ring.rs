@@ -94,8 +94,6 @@ struct Scratch {
 const CANCELLATION: u64 = u64::MAX;
 /// User data of the read of the eventfd.
 const WAKE: u64 = u64::MAX - 1;
-/// Marks, in the slot's number, the poll that goes before a read ([`Op::ReadWhenReady`]).
-const POLL_BIT: u64 = 1 << 31;
 /// How long a ring that is dropped waits for the kernel before it leaks what is still in flight.
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -212,80 +210,36 @@ impl Inner {
         let slot = &mut self.slots[index as usize];
         let flight = slot.flight.insert(flight);
         let key = u64::from(slot.generation) << 32 | u64::from(index);
-        let poll = match &flight.op {
-            Op::ReadWhenReady { file, .. } => {
-                let poll = opcode::PollAdd::new(Fd(file.as_raw_fd()), libc::POLLIN as u32).build();
-                Some(
-                    poll.user_data(key | POLL_BIT)
-                        .flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS),
-                )
-            }
-            _ => None,
-        };
         let scratch = slot.scratch.get_or_insert_default();
         let entry = entry(&mut flight.op, scratch, self.pool.as_ref()).user_data(key);
-        match poll {
-            Some(poll) => self.push(&[poll, entry]),
-            None => self.push(&[entry]),
-        }
+        self.push(entry);
         Key(key)
     }
 
-    /// A polled read is either still its poll or already the read: the cancellation of the other finds nothing.
     fn cancel(&mut self, Key(key): Key) {
-        let slot = &self.slots[(key & (POLL_BIT - 1)) as usize];
-        let Some(flight) = slot.flight.as_ref().filter(|_| slot.generation == (key >> 32) as u32)
-        else {
-            return;
-        };
-        let polled = matches!(flight.op, Op::ReadWhenReady { .. });
-        let cancel = |data| cancellation(opcode::AsyncCancel::new(data).build());
-        if polled {
-            self.push(&[cancel(key | POLL_BIT)]);
+        let slot = &self.slots[key as u32 as usize];
+        if slot.flight.is_some() && slot.generation == (key >> 32) as u32 {
+            self.push(cancellation(opcode::AsyncCancel::new(key).build()));
         }
-        self.push(&[cancel(key)]);
     }
 
-    /// Queues entries that belong together (links must not be torn by a submission between them).
-    fn push(&mut self, entries: &[squeue::Entry]) {
-        if self.backlog.is_empty() && self.fits(entries.len()) {
-            self.push_now(entries);
-            return;
-        }
-        self.backlog.extend(entries.iter().cloned());
+    fn push(&mut self, entry: squeue::Entry) {
+        self.backlog.push_back(entry);
         self.drain_backlog();
     }
 
-    /// Whether the submission queue has room, which submitting what is in it may make.
-    fn fits(&mut self, count: usize) -> bool {
-        let room = |uring: &mut IoUring| {
-            let queue = uring.submission();
-            queue.capacity() - queue.len() >= count
-        };
-        if room(&mut self.uring) {
-            return true;
-        }
-        // Errors (completions overflow) show again when `enter` submits.
-        let _ = self.uring.submit();
-        room(&mut self.uring)
-    }
-
-    fn push_now(&mut self, entries: &[squeue::Entry]) {
-        // SAFETY: the entries point to memory of slots in flight (invariant 1) or of `wake_count`, which lives as long as
-        // the ring; `entry` built them from ranges that it checked.
-        unsafe { self.uring.submission().push_multiple(entries) }
-            .expect("the queue has room, as was just checked");
-    }
-
+    /// Fills the submission queue from the backlog, submitting what is in it to make room.
     fn drain_backlog(&mut self) {
-        while let Some(first) = self.backlog.front() {
-            let linked = first.get_user_data() & POLL_BIT != 0 && first.get_user_data() < WAKE;
-            let count = if linked { 2 } else { 1 };
-            if !self.fits(count) {
-                return;
+        while let Some(entry) = self.backlog.pop_front() {
+            if self.uring.submission().is_full() {
+                // Errors (completions overflow) show again when `enter` submits.
+                let _ = self.uring.submit();
             }
-            let entries: Vec<_> = self.backlog.drain(..count).collect();
-            self.push_now(&entries);
+            // SAFETY: the entry points to memory of a slot in flight (invariant 1) or to `wake_count`, which lives as long as
+            // the ring; `entry` built it from ranges that it checked.
+            if unsafe { self.uring.submission().push(&entry) }.is_err() {
+                return self.backlog.push_front(entry);
+            }
         }
     }
 
@@ -315,7 +269,7 @@ impl Inner {
     /// Submits, and has the kernel run what is due, without sleeping.
     fn enter_without_waiting(&mut self) -> io::Result<usize> {
         let queued = self.uring.submission().len() as u32;
-        // SAFETY: no argument is passed; the entries counted are those that `push_now` put in.
+        // SAFETY: no argument is passed; the entries counted are those that `drain_backlog` put in.
         unsafe {
             self.uring.submitter().enter::<libc::sigset_t>(queued, 0, IORING_ENTER_GETEVENTS, None)
         }
@@ -351,11 +305,6 @@ impl Inner {
                         self.read_wake();
                     }
                 }
-                // A poll completes visibly only if it failed; the kernel then drops the read behind it in silence
-                // (io_uring_enter(2), IOSQE_CQE_SKIP_SUCCESS).
-                data if data & POLL_BIT != 0 => {
-                    return Some(self.complete(data & !POLL_BIT, entry.result()));
-                }
                 data => return Some(self.complete(data, entry.result())),
             }
         }
@@ -381,7 +330,7 @@ impl Inner {
         self.wake_armed = true;
         let eventfd = Fd(self.wake.0.eventfd.as_raw_fd());
         let read = opcode::Read::new(eventfd, self.wake_count.as_mut_ptr(), 8).build();
-        self.push(&[read.user_data(WAKE)]);
+        self.push(read.user_data(WAKE));
     }
 
     fn in_flight(&self) -> usize {
@@ -394,7 +343,7 @@ impl Inner {
         self.closing = true;
         while self.in_flight() > 0 || self.wake_armed {
             let any = CancelBuilder::any().all();
-            self.push(&[cancellation(opcode::AsyncCancel2::new(any).build())]);
+            self.push(cancellation(opcode::AsyncCancel2::new(any).build()));
             if Instant::now() >= until || self.enter(Some(Duration::from_millis(100))).is_err() {
                 return false;
             }
@@ -454,10 +403,6 @@ fn entry(op: &mut Op, scratch: &mut Scratch, pool: Option<&Pool>) -> squeue::Ent
                 }
                 at => opcode::Read::new(file, start, len).offset(at.unwrap_or(NO_OFFSET)).build(),
             }
-        }
-        Op::ReadWhenReady { file, region, from, to } => {
-            let (start, len) = window(region, *from, *to);
-            opcode::Read::new(Fd(file.as_raw_fd()), start, len).offset(NO_OFFSET).build()
         }
         Op::Write { file, at, pieces, skip } => {
             scratch.gather(pieces, *skip);
@@ -580,9 +525,7 @@ mod tests {
 
     fn filled(op: &Op) -> &[u8] {
         match op {
-            Op::Read { region, .. }
-            | Op::ReadWhenReady { region, .. }
-            | Op::Receive { region, .. } => region.bytes(),
+            Op::Read { region, .. } | Op::Receive { region, .. } => region.bytes(),
             other => panic!("{other:?} fills nothing"),
         }
     }
@@ -684,28 +627,25 @@ mod tests {
         assert_eq!(done.result.unwrap_err().raw_os_error(), Some(libc::ECANCELED));
         assert_eq!((done.id, filled(&done.op).len()), (7, 100));
         ring.cancel(waiting);
-        let region = Region::zeroed(1);
-        let reading = Op::ReadWhenReady { file: near, region, from: 0, to: 1 };
-        let waiting = ring.submit(Owner::Fuse, 8, reading);
-        ring.enter(Some(Duration::ZERO)).unwrap();
-        ring.cancel(waiting);
-        assert_eq!(wait(&ring).result.unwrap_err().raw_os_error(), Some(libc::ECANCELED));
         assert_eq!(ring.in_flight(), 0);
     }
 
     #[test]
-    fn a_nonblocking_device_is_read_when_it_is_ready() {
+    fn a_poll_tells_what_is_there_and_when_the_peer_has_gone() {
         let ring = ring();
         let (near, mut far) = UnixStream::pair().unwrap();
-        near.set_nonblocking(true).unwrap();
-        let region = Region::zeroed(16);
-        let reading = Op::ReadWhenReady { file: File::new(near), region, from: 4, to: 16 };
-        ring.submit(Owner::Fuse, 1, reading);
+        let near = File::new(near);
+        let events = libc::POLLIN as u32;
+        ring.submit(Owner::Fuse, 1, Op::Poll { file: near.clone(), events });
+        ring.submit(Owner::Tcp, 2, Op::Poll { file: near, events: Op::PEER_CLOSED });
         ring.enter(Some(Duration::from_millis(5))).unwrap();
         assert!(ring.next().is_none());
         far.write_all(b"late").unwrap();
         let done = wait(&ring);
-        assert_eq!((done.result.unwrap(), &filled(&done.op)[4..8]), (4, &b"late"[..]));
+        assert_eq!((done.id, done.result.unwrap()), (1, events));
+        drop(far);
+        let done = wait(&ring);
+        assert!(done.id == 2 && done.result.unwrap() & Op::PEER_CLOSED != 0);
     }
 
     #[test]
@@ -764,8 +704,7 @@ mod tests {
         let pairs: Vec<_> = (0..500).map(|_| UnixStream::pair().unwrap()).collect();
         let mut writers = Vec::new();
         for (id, (near, far)) in pairs.into_iter().enumerate() {
-            let (file, region) = (File::new(near), Region::zeroed(1));
-            ring.submit(Owner::Fuse, id as u64, Op::ReadWhenReady { file, region, from: 0, to: 1 });
+            ring.submit(Owner::Tcp, id as u64, receive(&File::new(near), 1, true));
             writers.push(far);
         }
         for writer in &mut writers {
