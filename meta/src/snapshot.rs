@@ -6,14 +6,14 @@
 //! 20  node u16  22  shard u16 24  cluster [16]
 //! 40  number u64              48  state_len u64
 //! 56  state: items in the codec's bytes, lists as a u64 count and their items
-//!       numbers, inodes, unlinked, prepared, decided, resolved, sessions
+//!       ends of number ranges, inodes, unlinked, prepared, decided, resolved, sessions
 //!  .  chunks: the chunk store's own bytes
 //!  .  crc u32: CRC32C of everything before
 //! ```
 //! All little-endian.
 //!
 //! 1. Equal states give equal bytes: every list is in the order of its keys.
-//! 2. Memory-only parts of a state (open transactions, drawn transaction numbers, what of a range is synced) are not in it:
+//! 2. Memory-only parts of a state (open transactions, which numbers of a range are drawn, what of it is synced) are not in it:
 //!    numbers can be drawn again after [`State::recovered`].
 //! 3. Items are read one by one, so that no list's length makes the reader allocate ahead.
 
@@ -131,7 +131,6 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot<'_>, Corrupt> {
 }
 
 fn put_state(bytes: &mut Vec<u8>, state: &State) {
-    put(bytes, &state.numbers.inode);
     put(bytes, &state.numbers.end);
     put(bytes, &(state.inodes.len() as u64));
     state.inodes.values().for_each(|inode| put_inode(bytes, inode));
@@ -151,7 +150,7 @@ fn put_state(bytes: &mut Vec<u8>, state: &State) {
 fn take_state(items: &mut &[u8], header: SnapshotHeader) -> Result<State, Corrupt> {
     let mut state = State::new(header.shard);
     state.number = header.number;
-    state.numbers = Numbers::unsynced(take(items)?, take::<Range>(items)?);
+    state.numbers = Numbers::unsynced(take::<Range>(items)?);
     for _ in 0..take::<u64>(items)? {
         let inode = take_inode(items)?;
         if inode.attr.ino.shard() != header.shard {

@@ -9,7 +9,7 @@ use crate::check::{check, check_all};
 use crate::{
     Applied, Asked, Change, Effect, Facts, Inode, Kept, Origin, Planned, Question, Record, Refused,
     RootOptions, State, Target, Transaction, apply, forget, plan, plan_reclaim, prepare, read,
-    resolve, snapshot,
+    resolve, snapshot, waits,
 };
 
 /// A time for tests.
@@ -83,7 +83,7 @@ impl World {
         &self.inode(ino).expect("the test knows that it exists").attr
     }
 
-    fn reserve(&mut self, shard: ShardId) {
+    pub(crate) fn reserve(&mut self, shard: ShardId) {
         if let Some(range) = self.state(shard).range() {
             self.append(shard, Record { origin: None, now: at(0), change: Change::Range(range) });
             self.state(shard).range_synced();
@@ -161,17 +161,23 @@ impl World {
         }
     }
 
-    fn answer(&mut self, question: Question, facts: &mut Facts) -> Result<(), Errno> {
+    /// A read as its shard answers it: Busy stands for waiting until a decision is there.
+    fn ask(&self, shard: ShardId, request: &Request) -> Result<Reply, Refused> {
+        let state = &self.states[usize::from(shard.0)];
+        if waits(state, request).is_some() { Err(Refused::Busy) } else { Ok(read(state, request)?) }
+    }
+
+    fn answer(&self, question: Question, facts: &mut Facts) -> Result<(), Refused> {
         match question {
             Question::Target { dir, name } => {
                 let who = Who::root();
-                let state = self.state(dir.shard());
-                let entry = match read(state, &Request::Lookup { who, dir, name }) {
+                let lookup = Request::Lookup { who, dir, name };
+                let entry = match self.ask(dir.shard(), &lookup) {
                     Ok(Reply::Entry(entry)) => Some((entry.ino, entry.kind)),
-                    Err(Errno::ENOENT) => None,
+                    Err(Refused::Errno(Errno::ENOENT)) => None,
                     other => return Err(other.expect_err("a lookup gives an entry")),
                 };
-                let Reply::Attr(dir) = read(state, &Request::Stat { ino: dir })? else {
+                let Reply::Attr(dir) = self.ask(dir.shard(), &Request::Stat { ino: dir })? else {
                     unreachable!("stat gives attributes")
                 };
                 facts.target = Some(Target { dir, entry });
@@ -187,13 +193,13 @@ impl World {
         Ok(())
     }
 
-    fn walk(&mut self, from: Ino, forbidden: Ino) -> Result<(), Errno> {
+    fn walk(&self, from: Ino, forbidden: Ino) -> Result<(), Refused> {
         let mut at = from;
         while at != Ino::ROOT {
             if at == forbidden {
-                return Err(Errno::EINVAL);
+                return Err(Errno::EINVAL.into());
             }
-            match read(self.state(at.shard()), &Request::Parent { ino: at })? {
+            match self.ask(at.shard(), &Request::Parent { ino: at })? {
                 Reply::Parent(parent) => at = parent,
                 other => unreachable!("{other:?}"),
             }

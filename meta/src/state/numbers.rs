@@ -20,9 +20,10 @@ pub struct Range {
 /// The shard's numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Numbers {
-    /// The next inode number. Moves with the records that use them.
+    /// The next inode number. Moves with the records that use them. In memory only, as the next transaction number:
+    /// whoever starts from a snapshot goes on above `end`.
     pub(crate) inode: u64,
-    /// The next transaction number. Moves in memory; a snapshot stores `end.transactions` instead.
+    /// The next transaction number.
     pub(crate) transaction: u64,
     pub(crate) end: Range,
     pub(crate) synced: Range,
@@ -37,9 +38,9 @@ impl Default for Numbers {
 
 impl Numbers {
     /// As a snapshot has them: nothing may be drawn before [`Numbers::skip`].
-    pub(crate) const fn unsynced(inode: u64, end: Range) -> Self {
+    pub(crate) const fn unsynced(end: Range) -> Self {
         let synced = Range { inodes: 0, transactions: 0 };
-        Self { inode, transaction: end.transactions, end, synced }
+        Self { inode: end.inodes, transaction: end.transactions, end, synced }
     }
 
     /// The number of the next new inode, `ahead` further on.
