@@ -3,8 +3,8 @@
 //! 1. What the contract promises still holds: tokens complete once, order per connection, regions come back.
 //! 2. The same seed over the same events gives the same faults.
 //!
-//! A reply that was under way when its connection is broken is lost: its region comes back with the connection's end, as if
-//! the network had failed between the peer's answer and its arrival.
+//! Of what is under way when a connection is broken some arrives and the rest is lost: the region of a lost reply comes back
+//! with the connection's end, as if the network had failed between the peer's answer and its arrival.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -66,7 +66,7 @@ impl<T: Transport> Faulty<T> {
                 self.lose(conn, lent);
             }
         } else if self.broken.contains(&conn) {
-            // Under way when the connection broke: kept only so that its end can give the region back.
+            // Under way when the connection broke: its end decides whether it still arrives.
         } else if self.random.one_in(self.faults.break_one_in) {
             self.broken.insert(conn);
             self.inner.close(conn);
@@ -83,13 +83,13 @@ impl<T: Transport> Faulty<T> {
         }
     }
 
-    /// Drops what is still to come of a connection; regions in it go to `lent`.
+    /// Drops the end of what is still to come of a connection; regions in it go to `lent`.
     fn lose(&mut self, conn: Conn, lent: &mut Vec<(u64, Region)>) {
-        let all = std::mem::take(&mut self.late);
-        for (key, event) in all {
-            if conn_of(&event) != conn {
-                self.late.insert(key, event);
-            } else if let Event::Reply { header, region: Some(region), .. } = event {
+        let of_conn = self.late.iter().filter(|(_, event)| conn_of(event) == conn);
+        let keys: Vec<_> = of_conn.map(|(&key, _)| key).collect();
+        let kept = self.random.below(keys.len() as u64 + 1) as usize;
+        for key in &keys[kept..] {
+            if let Some(Event::Reply { header, region: Some(region), .. }) = self.late.remove(key) {
                 lent.push((header.token, region));
             }
         }

@@ -95,3 +95,12 @@ mod late {
         ..Faults::default()
     }));
 }
+
+/// Tokens are accounted for even when connections break of themselves.
+#[test]
+fn every_token_completes_once_over_connections_that_break() {
+    for break_one_in in 20..60 {
+        let faults = Faults { break_one_in, delay_ns_max: 100_000 };
+        sealfs_transport::suite::tokens_are_accounted_for(&mut Memory::new(faults));
+    }
+}

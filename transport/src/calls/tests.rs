@@ -1,6 +1,7 @@
 //! `Calls` at both ends of a network in memory.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use sealfs_proto::{
 };
 
 use super::*;
+use crate::faulty::{Faults, Faulty};
 use crate::mem::MemNetwork;
 use crate::tasks::Tasks;
 use crate::{Hello, Identity, Key, Peer, Serves};
@@ -614,6 +616,79 @@ fn endpoints_of_a_process_share_sessions_and_differ_in_sequences() {
         .collect();
     assert_eq!(sessions[0], sessions[1]);
     assert_eq!(changes(world.server(1)), [(1, 1), (2, (1 << 48) | 1)]);
+}
+
+/// A client and one node, with everything that can break breaking. The node keeps the replies of changes until the
+/// watermark passes them, as a real one does. Gives the changes in the order in which they were made, and the reconnects.
+fn storm(seed: u64) -> (Vec<u64>, u64) {
+    let faults = Faults { break_one_in: 150, delay_ns_max: 400_000 };
+    let network = MemNetwork::new(seed);
+    let transport = Faulty::new(network.endpoint("client", identity(None)), seed, faults);
+    let me = Me::Client { endpoint: 0, session_seed: seed };
+    let client =
+        Calls::new(Box::new(transport), me, Options { seed, timeout_ms: 0, ..Options::default() });
+    client.set_map(&map());
+    let transport = Faulty::new(network.endpoint("node1", identity(Some(1))), !seed, faults);
+    let me = Me::Node { node: NodeId(1), endpoint: 0 };
+    let server = Calls::new(Box::new(transport), me, Options::default());
+    let (mut made, mut kept, mut present) = (Vec::new(), BTreeMap::new(), None);
+    let (tasks, answered) = (Tasks::new(), Rc::new(RefCell::new(Vec::new())));
+    for number in 0..400_u64 {
+        let room = Bulk::Receive(Region::zeroed(8));
+        let ask = if number % 4 == 0 { read().with_bulk(room) } else { change(number) };
+        let (call, answered) = (client.call(NodeId(1), ask), Rc::clone(&answered));
+        tasks.spawn(async move {
+            assert_eq!(call.await.map(|answer| answer.reply), Ok(Reply::Done));
+            answered.borrow_mut().push(number);
+        });
+    }
+    let mut now = Instant(0);
+    for _ in 0..1_000_000 {
+        client.turn(now);
+        tasks.run_ready();
+        if answered.borrow().len() == 400 {
+            break;
+        }
+        server.turn(now);
+        while let Some(event) = server.next_served() {
+            match event {
+                Event::Proven { conn, .. } => {
+                    // The earlier connection is over before this one begins, whatever of it is still to be told.
+                    if let Some(earlier) = present.replace(conn) {
+                        server.close(earlier);
+                    }
+                    server.admit(conn, Ok(()));
+                }
+                Event::Request { conn, header, body } if present == Some(conn) => {
+                    kept.retain(|&sequence, ()| sequence >= header.watermark.0);
+                    if header.sequence.0 != 0 && kept.insert(header.sequence.0, ()).is_none() {
+                        let Ok(Request::Close { ino, .. }) = decode("request", &body) else {
+                            panic!("only closes are changes here");
+                        };
+                        made.push(ino.0);
+                    }
+                    server.reply(conn, header.token, Status::Ok, encode(&Reply::Done), vec![]);
+                }
+                _ => {}
+            }
+        }
+        let next = [client.flush(now), server.flush(now), network.next_arrival()];
+        now = next.into_iter().flatten().min().unwrap_or(now).max(Instant(now.0 + 1));
+    }
+    assert_eq!(answered.borrow().len(), 400, "all calls are answered");
+    (made, client.peers()[0].reconnects)
+}
+
+#[test]
+fn changes_are_made_exactly_once_and_in_order_over_a_network_that_breaks() {
+    let changes: Vec<u64> = (0..400).filter(|number| number % 4 != 0).collect();
+    let mut reconnects = 0;
+    for seed in 0..20 {
+        let (made, breaks) = storm(seed);
+        assert_eq!(made, changes, "seed {seed}");
+        reconnects += breaks;
+    }
+    assert!(reconnects > 40, "the networks did break: {reconnects} times");
 }
 
 #[test]

@@ -74,6 +74,63 @@ pub fn every_token_completes_once(fixture: &mut dyn Fixture) {
     }
 }
 
+/// For a fixture whose connections break of themselves: regions that were lent come back exactly once. Not part of
+/// [`transport_suite!`](crate::transport_suite).
+pub fn tokens_are_accounted_for(fixture: &mut dyn Fixture) {
+    let mut world = World::new(fixture);
+    let client = world.client(super::KEY);
+    let (mut next, mut lent_out, mut back) = (1, Vec::new(), BTreeMap::new());
+    let mut conn = world.connect(client, super::hello());
+    for _ in 0..2_000 {
+        let events = world.turn();
+        let over: Vec<Conn> = events
+            .iter()
+            .filter_map(|(_, event)| match event {
+                Event::Closed { conn, .. } => Some(*conn),
+                _ => None,
+            })
+            .collect();
+        for (end, event) in events {
+            let mut wanted = 0;
+            match event {
+                Event::Opened { .. } => wanted = if end == client { 30 } else { 0 },
+                Event::Request { conn, header, .. } => {
+                    world.reply(conn, header.token, Bulk::None);
+                }
+                Event::Reply { header, region, .. } => {
+                    assert!(region.is_some());
+                    *back.entry(header.token).or_insert(0) += 1;
+                    wanted = 1;
+                }
+                Event::Closed { conn: closed, lent, .. } if end == client => {
+                    assert_eq!(closed, conn);
+                    lent.iter().for_each(|(token, _)| *back.entry(*token).or_insert(0) += 1);
+                    conn = world.connect(client, super::hello());
+                }
+                _ => {}
+            }
+            for _ in 0..if over.contains(&conn) { 0 } else { wanted } {
+                world.request(client, conn, next, room(100));
+                lent_out.push(next);
+                next += 1;
+            }
+        }
+    }
+    world.transport(client).close(conn);
+    for (end, event) in world.settle() {
+        match event {
+            Event::Reply { header, .. } => *back.entry(header.token).or_insert(0) += 1,
+            Event::Closed { lent, .. } if end == client => {
+                lent.iter().for_each(|(token, _)| *back.entry(*token).or_insert(0) += 1);
+            }
+            _ => {}
+        }
+    }
+    assert!(lent_out.len() > 30, "connections did open");
+    let wrong: Vec<_> = lent_out.iter().filter(|token| back.get(token) != Some(&1)).collect();
+    assert!(wrong.is_empty(), "not back exactly once: {wrong:?}");
+}
+
 /// Requests and replies of one connection arrive in the order of sending.
 pub fn frames_arrive_in_order(fixture: &mut dyn Fixture) {
     let mut world = World::new(fixture);
