@@ -134,7 +134,7 @@ impl Core {
         let world = &self.world;
         world.now.set(now);
         world.timers.fire(now.mono);
-        let mut wanted = world.calls.turn(now.mono);
+        world.calls.turn(now.mono);
         world.memory_waits.wake_one();
         let mut rounds = 0;
         while rounds < ROUNDS_MAX && self.round()? {
@@ -149,7 +149,8 @@ impl Core {
         let stuck = !world.siblings.flush();
         net::feed(world);
         net::balance(world, stuck || self.stopping);
-        world.calls.flush(now.mono);
+        // A reply or a pull may have made the transport report what had already arrived.
+        let mut wanted = world.calls.flush(now.mono);
         if let Some(why) = world.fatal.borrow().clone() {
             return Err(Fatal(why));
         }
