@@ -166,7 +166,7 @@ impl Core {
         if world.started.get() {
             at(world.chunks.borrow().sync_at().filter(|_| !world.marking.get()));
             at(Some(world.hear_at.get()));
-            at(world.leases.borrow().deadline());
+            at(world.leases.borrow().deadline(now.mono));
         }
         Ok(wanted)
     }

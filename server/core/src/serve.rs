@@ -101,10 +101,11 @@ fn once(world: &Rc<World>, job: Job) -> Option<(Job, Origin)> {
         return Some((job, origin));
     }
     let ticket: Ticket = (origin.session, origin.sequence);
-    let displaced = match world.running.borrow_mut().get_mut(&ticket) {
-        Some(caller) => Some(std::mem::replace(caller, job.caller)),
-        None => return first_time(world, job.order, job.caller, origin),
-    };
+    let runs = world.running.borrow().contains_key(&ticket);
+    if !runs {
+        return first_time(world, job.order, job.caller, origin);
+    }
+    let displaced = world.running.borrow_mut().insert(ticket, job.caller);
     if let Some(displaced) = displaced {
         world.respond(displaced, shard, Err(Status::Busy));
     }

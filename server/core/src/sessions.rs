@@ -26,6 +26,8 @@ struct Lease {
 #[derive(Debug)]
 pub(crate) struct Leases {
     lease_ms: u64,
+    /// Whoever has not claimed by then will not.
+    grace_until: Instant,
     leases: BTreeMap<SessionId, Lease>,
 }
 
@@ -34,7 +36,7 @@ impl Leases {
     pub(crate) fn new(known: impl Iterator<Item = SessionId>, lease_ms: u64, now: Instant) -> Self {
         let lease = Lease { heard: now, owes_claim: true };
         let leases = known.map(|session| (session, lease)).collect();
-        Self { lease_ms, leases }
+        Self { lease_ms, grace_until: now.after_ms(lease_ms), leases }
     }
 
     /// A new session.
@@ -68,8 +70,8 @@ impl Leases {
     }
 
     /// Whether some session of before the restart has not claimed yet.
-    pub(crate) fn in_grace(&self) -> bool {
-        self.leases.values().any(|lease| lease.owes_claim)
+    pub(crate) fn in_grace(&self, now: Instant) -> bool {
+        now < self.grace_until && self.leases.values().any(|lease| lease.owes_claim)
     }
 
     /// The sessions whose lease has run out.
@@ -83,9 +85,10 @@ impl Leases {
         expired
     }
 
-    /// When the next lease runs out.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.leases.values().map(|lease| lease.heard.after_ms(self.lease_ms)).min()
+    /// When the next lease runs out, or the grace period ends.
+    pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
+        let leases = self.leases.values().map(|lease| lease.heard.after_ms(self.lease_ms));
+        leases.chain(self.in_grace(now).then_some(self.grace_until)).min()
     }
 }
 
@@ -104,13 +107,14 @@ mod tests {
             (Some(true), None)
         );
         leases.claimed(A);
-        assert!(leases.in_grace());
+        assert!(leases.in_grace(Instant(0)));
+        assert!(!leases.in_grace(Instant(0).after_ms(1_000)), "one lease at the latest");
         leases.hear(A, Instant(0).after_ms(500));
-        assert_eq!(leases.deadline(), Some(Instant(0).after_ms(1_000)));
+        assert_eq!(leases.deadline(Instant(0)), Some(Instant(0).after_ms(1_000)));
         assert_eq!(leases.expired(Instant(0).after_ms(999)), []);
         assert_eq!(leases.expired(Instant(0).after_ms(1_000)), [B]);
         leases.end(B);
-        assert!(!leases.in_grace());
-        assert_eq!(leases.deadline(), Some(Instant(0).after_ms(1_500)));
+        assert!(!leases.in_grace(Instant(0)));
+        assert_eq!(leases.deadline(Instant(0)), Some(Instant(0).after_ms(1_500)));
     }
 }

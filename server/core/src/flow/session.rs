@@ -253,7 +253,7 @@ pub(crate) fn tend(world: &Rc<World>) {
         let task = Rc::clone(world);
         world.spawner.spawn(async move { end(&task, session).await });
     }
-    let over = world.known.borrow().grace && !world.leases.borrow().in_grace();
+    let over = world.known.borrow().grace && !world.leases.borrow().in_grace(now);
     if over {
         grace_over(world);
         let task = Rc::clone(world);

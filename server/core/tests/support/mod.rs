@@ -1,0 +1,579 @@
+//! A cluster in memory: real cores, the network in memory, disks in memory, virtual time. What is on a disk survives a
+//! kill; what was submitted and not carried out does not.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use sealfs_meta::{RootOptions, State, snapshot};
+use sealfs_proto::{
+    Address, ClusterId, ClusterMap, Epoch, Ino, Node, NodeId, Placement, Reply, Request, ShardId,
+    Time, TransportKind, Who, chunk_shard,
+};
+use sealfs_server_core::{
+    Config, Core, CoreId, Disk, DiskDone, DiskError, DiskOp, Durability, Mail, Mailbox, Ports,
+    Recovery,
+};
+use sealfs_transport::mem::MemNetwork;
+use sealfs_transport::tasks::Tasks;
+use sealfs_transport::{
+    Answer, Arena, Ask, Bulk, CallError, Calls, Identity, Instant, Key, MapStamp, Me, Now, Options,
+    Region, Serves, Slice,
+};
+
+/// Blocks of a node's volume: 256 MiB.
+pub(crate) const VOLUME_BLOCKS: u64 = 65_536;
+
+/// What survives a kill.
+#[derive(Default)]
+pub(crate) struct Device {
+    blocks: BTreeMap<u64, Vec<u8>>,
+    journals: BTreeMap<CoreId, Vec<u8>>,
+    snapshots: BTreeMap<ShardId, Vec<u8>>,
+    /// Operations carried out.
+    pub(crate) done: u64,
+    /// Bytes of journal cut away.
+    pub(crate) cuts: u64,
+}
+
+/// A core's disk: an operation is carried out when its completion is polled.
+struct RamDisk {
+    core: CoreId,
+    device: Rc<RefCell<Device>>,
+    queue: VecDeque<(u64, DiskOp)>,
+    /// Operations that may still be carried out on this node.
+    budget: Rc<Cell<u64>>,
+}
+
+impl Disk for RamDisk {
+    fn submit(&mut self, id: u64, op: DiskOp) {
+        self.queue.push_back((id, op));
+    }
+
+    fn poll(&mut self) -> Option<(u64, Result<DiskDone, DiskError>)> {
+        if self.budget.get() == 0 {
+            return None;
+        }
+        let (id, op) = self.queue.pop_front()?;
+        self.budget.set(self.budget.get() - 1);
+        Some((id, Ok(self.device.borrow_mut().carry_out(self.core, op))))
+    }
+}
+
+impl Device {
+    fn carry_out(&mut self, core: CoreId, op: DiskOp) -> DiskDone {
+        self.done += 1;
+        match op {
+            DiskOp::Read { offset, len, mut region } => {
+                let (first, count) = (offset / 4_096, u64::from(len) / 4_096);
+                for block in 0..count {
+                    let at = block as usize * 4_096;
+                    let target = &mut region.bytes_mut()[at..at + 4_096];
+                    match self.blocks.get(&(first + block)) {
+                        Some(bytes) => target.copy_from_slice(bytes),
+                        None => target.fill(0),
+                    }
+                }
+                return DiskDone::Read(region);
+            }
+            DiskOp::Write { offset, bytes } => {
+                let all: Vec<u8> = bytes.iter().flat_map(|slice| slice.bytes().to_vec()).collect();
+                assert!(all.len().is_multiple_of(4_096) && offset.is_multiple_of(4_096));
+                for (at, block) in (offset / 4_096..).zip(all.chunks(4_096)) {
+                    assert!(at < VOLUME_BLOCKS, "within the volume");
+                    self.blocks.insert(at, block.to_vec());
+                }
+            }
+            DiskOp::Append { bytes } => self.journals.entry(core).or_default().extend(bytes),
+            DiskOp::Snapshot { shard, bytes: Some(bytes) } => {
+                self.snapshots.insert(shard, bytes);
+            }
+            DiskOp::Snapshot { shard, bytes: None } => {
+                self.snapshots.remove(&shard);
+            }
+            DiskOp::Cut { .. } => self.cuts += 1,
+            DiskOp::SyncVolume | DiskOp::SyncJournal => {}
+        }
+        DiskDone::Done
+    }
+}
+
+/// Boxes with room for one mail, the least there is.
+type Boxes = Rc<RefCell<BTreeMap<CoreId, VecDeque<(CoreId, Mail)>>>>;
+
+struct Channel {
+    core: CoreId,
+    boxes: Boxes,
+}
+
+impl Mailbox<Mail> for Channel {
+    fn send(&mut self, to: CoreId, mail: Mail) -> Result<(), Mail> {
+        let mut boxes = self.boxes.borrow_mut();
+        let queue = boxes.entry(to).or_default();
+        if queue.is_empty() {
+            queue.push_back((self.core, mail));
+            Ok(())
+        } else {
+            Err(mail)
+        }
+    }
+
+    fn poll(&mut self) -> Option<(CoreId, Mail)> {
+        self.boxes.borrow_mut().entry(self.core).or_default().pop_front()
+    }
+}
+
+struct Heap;
+
+impl Arena for Heap {
+    fn take(&self, len: usize) -> Option<Region> {
+        Some(Region::zeroed(len))
+    }
+}
+
+/// A node: its cores while it runs, its device always.
+pub(crate) struct Server {
+    pub(crate) id: NodeId,
+    pub(crate) cores: Vec<Core>,
+    pub(crate) device: Rc<RefCell<Device>>,
+    budget: Rc<Cell<u64>>,
+    boxes: Boxes,
+}
+
+/// What a test sets.
+#[derive(Clone, Copy)]
+pub(crate) struct Setup {
+    pub(crate) nodes: u16,
+    pub(crate) cores: u16,
+    pub(crate) durability: Durability,
+    pub(crate) snapshot_bytes: u64,
+    pub(crate) lease_ms: u64,
+    pub(crate) seed: u64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            nodes: 1,
+            cores: 1,
+            durability: Durability::Process,
+            snapshot_bytes: 1 << 30,
+            lease_ms: 120_000,
+            seed: 1,
+        }
+    }
+}
+
+/// The cluster and its clients.
+pub(crate) struct Cluster {
+    pub(crate) setup: Setup,
+    pub(crate) map: Arc<ClusterMap>,
+    pub(crate) placement: Placement,
+    pub(crate) network: MemNetwork,
+    pub(crate) now: Instant,
+    pub(crate) servers: Vec<Server>,
+    pub(crate) clients: Vec<Calls>,
+    pub(crate) tasks: Tasks,
+}
+
+fn name(node: NodeId, core: u16) -> String {
+    format!("node{node}core{core}")
+}
+
+fn address(text: String) -> Address {
+    Address { transport: TransportKind::Tcp, text }
+}
+
+impl Cluster {
+    pub(crate) fn new(setup: Setup) -> Self {
+        let nodes = (1..=setup.nodes).map(|id| Node {
+            id: NodeId(id),
+            weight: 1,
+            addresses: vec![address(name(NodeId(id), 0))],
+        });
+        let map = Arc::new(ClusterMap {
+            cluster: ClusterId([7; 16]),
+            epoch: Epoch(1),
+            shards_log2: 12,
+            chunk_size: 1 << 20,
+            nodes: nodes.collect(),
+        });
+        let mut cluster = Self {
+            placement: Placement::new(&map),
+            network: MemNetwork::new(setup.seed),
+            now: Instant(1_000),
+            servers: Vec::new(),
+            clients: Vec::new(),
+            tasks: Tasks::new(),
+            setup,
+            map,
+        };
+        for id in (1..=setup.nodes).map(NodeId) {
+            let device = Rc::new(RefCell::new(Device::default()));
+            if cluster.placement.node(ShardId(0)) == Some(id) {
+                let root = State::with_root(RootOptions::default(), Time::default());
+                let bytes = snapshot::encode(cluster.map.cluster, id, &root, &[]);
+                device.borrow_mut().snapshots.insert(ShardId(0), bytes);
+            }
+            let (budget, boxes) = (Rc::new(Cell::new(u64::MAX)), Boxes::default());
+            cluster.servers.push(Server { id, cores: Vec::new(), device, budget, boxes });
+            cluster.start(id);
+        }
+        cluster.client(1);
+        cluster
+    }
+
+    fn identity(&self, serves: Option<NodeId>) -> Arc<Identity> {
+        let serves = serves.map(|node| Serves { node, map: Arc::clone(&self.map) });
+        Arc::new(Identity { key: Key::new([5; 32]), serves })
+    }
+
+    /// One more client (process); its number.
+    pub(crate) fn client(&mut self, seed: u64) -> usize {
+        let name = format!("client{}", self.clients.len());
+        let transport = self.network.endpoint(&name, self.identity(None));
+        let me = Me::Client { endpoint: 0, session_seed: seed };
+        let options = Options {
+            cluster: self.map.cluster,
+            map: Some(MapStamp::of(&self.map)),
+            timeout_ms: 60_000,
+            lease_ms: self.setup.lease_ms,
+            seed,
+        };
+        let calls = Calls::new(Box::new(transport), me, options);
+        calls.set_map(&self.map);
+        self.clients.push(calls);
+        self.clients.len() - 1
+    }
+
+    /// The last client is gone without a word.
+    pub(crate) fn lose_client(&mut self, client: usize) {
+        assert_eq!(client, self.clients.len() - 1);
+        self.clients.pop();
+        self.network.crash(self.now, &format!("client{client}"));
+    }
+
+    fn config(&self, node: NodeId, core: u16) -> Config {
+        Config {
+            volume_blocks: VOLUME_BLOCKS,
+            durability: self.setup.durability,
+            snapshot_bytes: self.setup.snapshot_bytes,
+            lease_ms: self.setup.lease_ms,
+            ..Config::new(Arc::clone(&self.map), node, CoreId(core), self.setup.cores)
+        }
+    }
+
+    /// Starts a node from what is on its device.
+    pub(crate) fn start(&mut self, id: NodeId) {
+        let now = self.now();
+        let at = usize::from(id.0 - 1);
+        self.servers[at].budget.set(u64::MAX);
+        self.servers[at].boxes.borrow_mut().clear();
+        for core in 0..self.setup.cores {
+            let config = self.config(id, core);
+            let own = config.owners();
+            let mut recovery = Recovery::new(config);
+            let device = Rc::clone(&self.servers[at].device);
+            for (shard, bytes) in &device.borrow().snapshots {
+                if own.contains(&(*shard, CoreId(core))) {
+                    recovery.snapshot(*shard, bytes).unwrap();
+                }
+            }
+            if let Some(journal) = device.borrow().journals.get(&CoreId(core)) {
+                recovery.journal(journal).unwrap();
+            }
+            let transport = self.network.endpoint(&name(id, core), self.identity(Some(id)));
+            let disk = RamDisk {
+                core: CoreId(core),
+                device: Rc::clone(&device),
+                queue: VecDeque::new(),
+                budget: Rc::clone(&self.servers[at].budget),
+            };
+            let boxes = Rc::clone(&self.servers[at].boxes);
+            let ports = Ports {
+                transport: Box::new(transport),
+                disk: Box::new(disk),
+                mailbox: Box::new(Channel { core: CoreId(core), boxes }),
+                arena: Rc::new(Heap),
+            };
+            let seed = self.setup.seed + u64::from(id.0) * 100 + u64::from(core) + now.mono.0;
+            self.servers[at].cores.push(recovery.finish(ports, now, seed));
+        }
+    }
+
+    /// Kills a node.
+    pub(crate) fn kill(&mut self, id: NodeId) {
+        let at = usize::from(id.0 - 1);
+        self.servers[at].cores.clear();
+        for core in 0..self.setup.cores {
+            self.network.crash(self.now, &name(id, core));
+        }
+    }
+
+    /// Lets a node carry out so many more disk operations; then its disk hangs.
+    pub(crate) fn limit_disk(&mut self, id: NodeId, operations: u64) {
+        self.servers[usize::from(id.0 - 1)].budget.set(operations);
+    }
+
+    /// Whether the disk has come to its limit.
+    pub(crate) fn disk_hangs(&self, id: NodeId) -> bool {
+        self.servers[usize::from(id.0 - 1)].budget.get() == 0
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        let nanos = self.now.0;
+        let wall = Time {
+            seconds: 1_000_000 + (nanos / 1_000_000_000) as i64,
+            nanos: (nanos % 1_000_000_000) as u32,
+        };
+        Now { mono: self.now, wall }
+    }
+
+    /// Everybody's turn, then time passes until something happens.
+    pub(crate) fn step(&mut self) {
+        let now = self.now();
+        let mut next = Instant(now.mono.0 + 50_000_000);
+        for client in &self.clients {
+            if let Some(at) = client.turn(now.mono) {
+                next = next.min(at);
+            }
+        }
+        self.tasks.run_ready();
+        for client in &self.clients {
+            client.flush(now.mono);
+        }
+        for server in &mut self.servers {
+            for core in &mut server.cores {
+                if let Some(at) = core.turn(now).unwrap() {
+                    next = next.min(at);
+                }
+            }
+        }
+        if let Some(at) = self.network.next_arrival() {
+            next = next.min(at);
+        }
+        // A microsecond at least: disks and mailboxes have no clock of their own.
+        self.now = Instant(next.0.max(now.mono.0 + 1_000));
+        if next.0 > now.mono.0 + 20_000 {
+            self.now = Instant(now.mono.0 + 20_000);
+            if self.quiet() {
+                self.now = next;
+            }
+        }
+    }
+
+    /// Whether no disk has anything to do, so that time may jump.
+    fn quiet(&self) -> bool {
+        self.servers.iter().flat_map(|server| &server.cores).all(Core::is_idle)
+            && self
+                .servers
+                .iter()
+                .all(|server| server.boxes.borrow().values().all(VecDeque::is_empty))
+    }
+
+    /// Runs for so long.
+    pub(crate) fn run_ms(&mut self, ms: u64) {
+        let until = self.now.after_ms(ms);
+        while self.now < until {
+            self.step();
+        }
+    }
+
+    /// Begins a call; its result appears in the cell.
+    pub(crate) fn begin(&mut self, client: usize, node: NodeId, ask: Ask) -> Pending {
+        let call = self.clients[client].call(node, ask);
+        let result = Pending::default();
+        let sink = Rc::clone(&result);
+        self.tasks.spawn(async move { *sink.borrow_mut() = Some(call.await) });
+        result
+    }
+
+    /// Runs until the call has ended; two virtual minutes at most.
+    pub(crate) fn finish(&mut self, pending: &Pending) -> Result<Answer, CallError> {
+        let until = self.now.after_ms(120_000);
+        while pending.borrow().is_none() {
+            assert!(self.now < until, "a call has not ended within two minutes");
+            self.step();
+        }
+        pending.borrow_mut().take().unwrap()
+    }
+
+    pub(crate) fn call(
+        &mut self,
+        client: usize,
+        node: NodeId,
+        ask: Ask,
+    ) -> Result<Answer, CallError> {
+        let pending = self.begin(client, node, ask);
+        self.finish(&pending)
+    }
+
+    pub(crate) fn node_of(&self, shard: ShardId) -> NodeId {
+        self.placement.node(shard).unwrap()
+    }
+
+    /// A change by the first client.
+    pub(crate) fn change(&mut self, shard: ShardId, request: Request) -> Result<Reply, CallError> {
+        self.change_by(0, shard, request)
+    }
+
+    pub(crate) fn change_by(
+        &mut self,
+        client: usize,
+        shard: ShardId,
+        request: Request,
+    ) -> Result<Reply, CallError> {
+        let node = self.node_of(shard);
+        self.call(client, node, Ask::change(shard, request)).map(|answer| answer.reply)
+    }
+
+    /// A read by the first client.
+    pub(crate) fn ask(&mut self, shard: ShardId, request: Request) -> Result<Reply, CallError> {
+        let node = self.node_of(shard);
+        self.call(0, node, Ask::read(shard, request)).map(|answer| answer.reply)
+    }
+
+    // ---- what programs do ----
+
+    pub(crate) fn mkdir(&mut self, dir: Ino, name: &str) -> Ino {
+        let request =
+            Request::Mkdir { who: Who::root(), dir, name: name.into(), mode: 0o755, umask: 0 };
+        entry(self.change(dir.shard(), request)).unwrap()
+    }
+
+    pub(crate) fn create(&mut self, dir: Ino, name: &str) -> Ino {
+        entry(self.change(dir.shard(), create(dir, name, false))).unwrap()
+    }
+
+    pub(crate) fn lookup(&mut self, dir: Ino, name: &str) -> Option<Ino> {
+        let request = Request::Lookup { who: Who::root(), dir, name: name.into() };
+        match self.ask(dir.shard(), request) {
+            Ok(Reply::Entry(entry)) => Some(entry.ino),
+            Err(CallError::Errno(sealfs_proto::Errno::ENOENT)) => None,
+            other => panic!("lookup of {name}: {other:?}"),
+        }
+    }
+
+    pub(crate) fn unlink(&mut self, dir: Ino, name: &str) -> Result<Reply, CallError> {
+        let request = Request::Unlink { who: Who::root(), dir, name: name.into() };
+        self.change(dir.shard(), request)
+    }
+
+    pub(crate) fn rename(
+        &mut self,
+        (dir, name): (Ino, &str),
+        (target_dir, target_name): (Ino, &str),
+    ) -> Result<Reply, CallError> {
+        self.change(dir.shard(), rename((dir, name), (target_dir, target_name)))
+    }
+
+    pub(crate) fn stat(&mut self, ino: Ino) -> Result<sealfs_proto::Attr, CallError> {
+        match self.ask(ino.shard(), Request::Stat { ino })? {
+            Reply::Attr(attr) => Ok(attr),
+            other => panic!("stat: {other:?}"),
+        }
+    }
+
+    pub(crate) fn list(&mut self, dir: Ino) -> Vec<String> {
+        let request =
+            Request::List { who: Who::root(), dir, cookie: 0, bytes: 100_000, attributes: false };
+        match self.ask(dir.shard(), request) {
+            Ok(Reply::List { entries, end: true }) => {
+                let mut names: Vec<String> = entries
+                    .into_iter()
+                    .map(|listed| String::from_utf8(listed.name).unwrap())
+                    .collect();
+                names.sort();
+                names
+            }
+            other => panic!("list: {other:?}"),
+        }
+    }
+
+    pub(crate) fn write(&mut self, ino: Ino, index: u64, offset: u32, bytes: &[u8]) -> Reply {
+        let pending = self.begin_write(0, ino, index, offset, bytes);
+        self.finish(&pending).unwrap().reply
+    }
+
+    pub(crate) fn begin_write(
+        &mut self,
+        client: usize,
+        ino: Ino,
+        index: u64,
+        offset: u32,
+        bytes: &[u8],
+    ) -> Pending {
+        let shard = chunk_shard(ino, index, self.map.shards());
+        let mut region = Region::zeroed(bytes.len());
+        region.bytes_mut().copy_from_slice(bytes);
+        let slices: Vec<Slice> = vec![region.freeze()];
+        let ask =
+            Ask::change(shard, Request::Write { ino, index, offset }).with_bulk(Bulk::Send(slices));
+        self.begin(client, self.node_of(shard), ask)
+    }
+
+    pub(crate) fn read(&mut self, ino: Ino, index: u64, offset: u32, length: u32) -> Vec<u8> {
+        let shard = chunk_shard(ino, index, self.map.shards());
+        let ask = Ask::read(shard, Request::Read { ino, index, offset, length })
+            .with_bulk(Bulk::Receive(Region::zeroed(length as usize)));
+        let answer = self.call(0, self.node_of(shard), ask).unwrap();
+        let Reply::Data { length: filled } = answer.reply else { panic!("{:?}", answer.reply) };
+        let mut bytes = answer.region.unwrap().bytes()[..filled as usize].to_vec();
+        bytes.resize(length as usize, 0);
+        bytes
+    }
+
+    pub(crate) fn free_bytes(&mut self, node: NodeId) -> u64 {
+        match self.call(0, node, Ask::read(ShardId(0), Request::Space)).unwrap().reply {
+            Reply::Space(space) => space.free,
+            other => panic!("space: {other:?}"),
+        }
+    }
+
+    /// A name in `dir` whose new directory would live on `node`.
+    pub(crate) fn name_on(&self, dir: Ino, node: NodeId) -> String {
+        (0..)
+            .map(|number| format!("d{number}"))
+            .find(|name| {
+                let shard = sealfs_proto::directory_shard(dir, name.as_bytes(), self.map.shards());
+                shard != dir.shard() && self.node_of(shard) == node
+            })
+            .unwrap()
+    }
+}
+
+/// A call's result, once it is there.
+pub(crate) type Pending = Rc<RefCell<Option<Result<Answer, CallError>>>>;
+
+pub(crate) fn create(dir: Ino, name: &str, open: bool) -> Request {
+    Request::Create {
+        who: Who::root(),
+        dir,
+        name: name.into(),
+        new: sealfs_proto::New::File,
+        mode: 0o644,
+        umask: 0,
+        open,
+    }
+}
+
+pub(crate) fn rename((dir, name): (Ino, &str), (target_dir, target_name): (Ino, &str)) -> Request {
+    Request::Rename {
+        who: Who::root(),
+        dir,
+        name: name.into(),
+        target_dir,
+        target_name: target_name.into(),
+        flag: sealfs_proto::RenameFlag::Replace,
+    }
+}
+
+pub(crate) fn entry(reply: Result<Reply, CallError>) -> Result<Ino, CallError> {
+    match reply? {
+        Reply::Entry(entry) => Ok(entry.ino),
+        other => panic!("not an entry: {other:?}"),
+    }
+}
