@@ -103,7 +103,8 @@ pub enum Request {
     Lock { ino: Ino, lock: Lock, wait: bool },
     /// What stands in the way of `lock`. Reply `Conflict`.
     LockTest { ino: Ino, lock: Lock },
-    /// Ends the wait of this session's `Lock` request `waiting`. Reply `Done` whether or not it still waited.
+    /// Change (of memory only): ends the wait of this session's `Lock` request `waiting`. Reply `Done` whether or not it
+    /// still waited.
     LockCancel { ino: Ino, waiting: Sequence },
     /// The directory that holds this directory. Reply `Parent`.
     Parent { ino: Ino },

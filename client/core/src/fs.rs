@@ -40,7 +40,7 @@ struct Inner {
     sessions: RefCell<BTreeMap<NodeId, u64>>,
     /// One task takes regions at a time, the others wait behind it.
     taking: Gate,
-    /// Woken at every turn while somebody waits for regions.
+    /// Woken when time has passed, for somebody waits for regions.
     turns: Waiters,
 }
 
@@ -80,10 +80,12 @@ impl Fs {
     /// Does what time asks for: settles what has been dirty long enough, ends short waits. Returns when it wants to be
     /// called again even if nothing happens. To be called once per turn of the loop, before the spawner's tasks are run.
     pub fn turn(&self, now: Instant) -> Option<Instant> {
-        self.0.now.set(now);
+        let before = self.0.now.replace(now);
         self.0.timers.fire(now);
         let waits = !self.0.turns.is_empty();
-        self.0.turns.wake_all();
+        if now > before {
+            self.0.turns.wake_all();
+        }
         while let Some((_, ino)) = self.next_due(now) {
             match self.file(ino) {
                 Some(file) if file.is_dirty() => {

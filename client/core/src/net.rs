@@ -131,6 +131,7 @@ fn is_change(request: &Request) -> bool {
         | Request::XattrSet { .. }
         | Request::XattrRemove { .. }
         | Request::Lock { .. }
+        | Request::LockCancel { .. }
         | Request::Write { .. }
         | Request::Discard { .. }
         | Request::Allocate { .. } => true,
@@ -141,7 +142,6 @@ fn is_change(request: &Request) -> bool {
         | Request::XattrGet { .. }
         | Request::XattrList { .. }
         | Request::LockTest { .. }
-        | Request::LockCancel { .. }
         | Request::Parent { .. }
         | Request::Read { .. }
         | Request::Extents { .. }

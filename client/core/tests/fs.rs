@@ -509,7 +509,7 @@ fn copies_are_exact_and_may_not_overlap() {
     let mut world = World::new(3);
     let (_, source) = world.create("a");
     let (_, target) = world.create("b");
-    let bytes = pattern(20 << 20);
+    let bytes = pattern(9 << 20);
     for (at, part) in bytes.chunks(1 << 20).enumerate() {
         world.write(source, (at as u64) << 20, part).unwrap();
     }
@@ -631,6 +631,56 @@ fn after_a_lost_session_files_are_reopened_and_lost_locks_are_eio() {
     }
     world.pass_ms(1_000);
     assert_eq!(world.net.borrow().model.inodes[&linked.ino].opens, 0);
+}
+
+#[test]
+fn closes_of_a_lost_session_take_no_open_of_the_new_one() {
+    let mut world = World::new(1);
+    let (attr, first) = world.create("a");
+    let fs = world.fs.clone();
+    let again = world.run(async move {
+        let root = Who::root();
+        let open = || fs.open(&root, attr.ino, READ_WRITE);
+        [open().await.unwrap().1, open().await.unwrap().1]
+    });
+    let opens = |world: &World| world.net.borrow().model.inodes[&attr.ino].opens;
+    assert_eq!(opens(&world), 3);
+    world.net.borrow_mut().hold = Some(|request| matches!(request, Request::Close { .. }));
+    for handle in [first, again[0]] {
+        let fs = world.fs.clone();
+        world.run(async move { fs.release(handle, None).await }).unwrap();
+    }
+    {
+        let mut net = world.net.borrow_mut();
+        (net.refuses_sessions, net.hold) = (true, None);
+        net.model.inodes.get_mut(&attr.ino).unwrap().opens = 0;
+        net.cut();
+    }
+    world.pass_ms(5_000);
+    assert_eq!(opens(&world), 1, "the handle that is left");
+    world.close(again[1]).unwrap();
+    world.settle_down();
+    assert_eq!(opens(&world), 0);
+}
+
+#[test]
+fn a_large_read_is_not_overtaken_for_ever() {
+    let mut world = World::with(3, Options::default(), 2 * CHUNK_LEN);
+    let (_, handle) = world.create("a");
+    world.write(handle, 0, &pattern(2 * CHUNK_LEN)).unwrap();
+    let read = |world: &mut World, len| {
+        let fs = world.fs.clone();
+        world.start(async move { fs.read(handle, 0, len).await })
+    };
+    let held = read(&mut world, CHUNK_LEN).take().expect("there is room");
+    let large = read(&mut world, 2 * CHUNK_LEN);
+    let small = read(&mut world, CHUNK_LEN);
+    assert!(large.take().is_none() && small.take().is_none(), "behind the large one");
+    drop(held);
+    world.pass_ms(10);
+    assert_eq!(large.take().expect("it is its turn").unwrap().len(), 2);
+    world.pass_ms(10);
+    assert!(small.take().is_some());
 }
 
 #[test]

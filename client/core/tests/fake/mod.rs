@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use model::{Accepts, Model};
 use sealfs_client_core::{Fs, Handle, OpenFlags, Options, Piece};
 use sealfs_proto::{
-    Address, Attr, Claim, Errno, Header, HeaderKind, Ino, NodeId, Reply, Request, Status,
+    Address, Attr, Claim, Errno, Header, HeaderKind, Ino, NodeId, Reply, Request, Sequence, Status,
     TransportKind, Who, decode, encode,
 };
 use sealfs_transport::tasks::Tasks;
@@ -63,6 +63,7 @@ impl Net {
     fn take(&mut self, conn: Conn, frame: Frame) {
         let Some(node) = self.conns.get(&conn).copied() else { return };
         let request: Request = decode("request", &frame.body).expect("the client encodes it");
+        assert_eq!(frame.header.sequence != Sequence(0), is_change(&request), "{request:?}");
         if self.hold.is_some_and(|holds| holds(&request)) {
             self.held.push((conn, frame));
             return;
@@ -113,6 +114,28 @@ impl Net {
             }
         }
     }
+}
+
+/// What a node executes once, and refuses without a sequence number.
+fn is_change(request: &Request) -> bool {
+    !matches!(
+        request,
+        Request::Lookup { .. }
+            | Request::List { .. }
+            | Request::Stat { .. }
+            | Request::ReadLink { .. }
+            | Request::XattrGet { .. }
+            | Request::XattrList { .. }
+            | Request::Parent { .. }
+            | Request::Read { .. }
+            | Request::LockTest { .. }
+            | Request::Extents { .. }
+            | Request::Sync
+            | Request::Space
+            | Request::Ping
+            | Request::Claim { .. }
+            | Request::Leave
+    )
 }
 
 struct FakeTransport(Rc<RefCell<Net>>);

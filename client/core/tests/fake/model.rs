@@ -239,7 +239,7 @@ impl Model {
             }
             R::Close { ino, opens } => {
                 let inode = self.inode(ino)?;
-                inode.opens = inode.opens.checked_sub(opens).expect("opens are not negative");
+                inode.opens = inode.opens.saturating_sub(opens);
                 if inode.opens == 0 && inode.attr.nlink == 0 {
                     self.inodes.remove(&ino);
                     self.blocks.retain(|(of, _), _| *of != ino);
@@ -302,10 +302,15 @@ impl Model {
         assert!(!bytes.is_empty() && u64::from(offset) + bytes.len() as u64 <= u64::from(CHUNK));
         assert!(end <= self.inode(ino)?.attr.bound, "written beyond the bound");
         let before = self.blocks.len();
-        for (at, byte) in (from..).zip(bytes) {
-            let block =
-                self.blocks.entry((ino, at / BLOCK)).or_insert_with(|| vec![0; BLOCK as usize]);
-            block[(at % BLOCK) as usize] = *byte;
+        let mut at = 0;
+        while at < bytes.len() {
+            let position = from + at as u64;
+            let within = (position % BLOCK) as usize;
+            let len = (BLOCK as usize - within).min(bytes.len() - at);
+            let block = self.blocks.entry((ino, position / BLOCK));
+            let block = block.or_insert_with(|| vec![0; BLOCK as usize]);
+            block[within..within + len].copy_from_slice(&bytes[at..at + len]);
+            at += len;
         }
         let blocks = (self.blocks.len() - before) as i64 * 8;
         if index > 0 {
@@ -319,10 +324,15 @@ impl Model {
     }
 
     pub(crate) fn bytes(&self, ino: Ino, from: u64, len: u64) -> Vec<u8> {
-        let byte = |at: u64| {
-            self.blocks.get(&(ino, at / BLOCK)).map_or(0, |block| block[(at % BLOCK) as usize])
-        };
-        (from..from + len).map(byte).collect()
+        let mut bytes = vec![0; len as usize];
+        let blocks = (ino, from / BLOCK)..(ino, (from + len).div_ceil(BLOCK));
+        for ((_, number), block) in self.blocks.range(blocks) {
+            let (first, last) = (from.max(number * BLOCK), (from + len).min((number + 1) * BLOCK));
+            let (at, within) = ((first - from) as usize, (first % BLOCK) as usize);
+            let len = (last - first) as usize;
+            bytes[at..at + len].copy_from_slice(&block[within..within + len]);
+        }
+        bytes
     }
 
     fn holds(&self, node: NodeId, ino: Ino, block: u64) -> bool {
