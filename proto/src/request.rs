@@ -117,8 +117,8 @@ pub enum Request {
     Write { ino: Ino, index: u64, offset: u32 },
 
     // ---- of a node: all its shards' chunks of one inode ----
-    /// Change: the bytes `from..to` of the file read as zeros from now on, and whole blocks of them are free. Reply
-    /// `Written`.
+    /// Change: the bytes `from..to` of the file read as zeros from now on, and whole blocks of them are free; with `to` =
+    /// `u64::MAX` the data ends at `from`. Reply `Written`.
     Discard { ino: Ino, chunk_size: u32, from: u64, to: u64 },
     /// Change: space for `from..to`; what has none yet reads as zeros. Reply `Written`.
     Allocate { ino: Ino, chunk_size: u32, from: u64, to: u64 },
@@ -151,7 +151,8 @@ pub enum Request {
     /// What became of `tx`; to the coordinator's shard. Reply `Decision`.
     Decision { tx: TxId },
     /// Takes (or gives back) the cluster-wide lock under which a directory moves to another parent; to the root's shard.
-    /// Held under the asking node's session. Reply `Done`, EAGAIN if it is held.
+    /// Reply to taking it: `Offset`, the grant's number, the same as long as the grant is unbroken (the lock is memory only);
+    /// EAGAIN if another has it. Reply to giving it back: `Done`.
     RenameLock { tx: TxId, take: bool },
 }
 

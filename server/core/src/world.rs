@@ -273,7 +273,9 @@ impl World {
         record: &Record,
         chunk: Option<&ChunkRecord>,
     ) -> (Applied, u64) {
-        let logical = encode(&(record.clone(), chunk.map(ChunkRecord::logical)));
+        // The bytes of the pair, without a copy of the record.
+        let mut logical = encode(record);
+        logical.extend(encode(&chunk.map(ChunkRecord::logical)));
         let local = chunk.map(ChunkRecord::local).unwrap_or_default();
         let mut shards = self.shards.borrow_mut();
         let entry_of = shards.get_mut(&shard).expect("the shard is one of this core's");

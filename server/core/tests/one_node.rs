@@ -2,20 +2,29 @@
 
 mod support;
 
-use sealfs_proto::{Ino, NodeId, Reply, Request};
+use sealfs_proto::{Errno, Header, HeaderKind, Ino, NodeId, Reply, Request, ShardId};
+use sealfs_server_core::Durability;
+use sealfs_transport::{Ask, CallError};
 use support::{Cluster, Setup};
 
 const NODE: NodeId = NodeId(1);
 
 #[test]
 fn what_was_acknowledged_is_there_after_a_kill() {
-    for cores in [1, 3] {
-        let mut cluster = Cluster::new(Setup { cores, ..Setup::default() });
+    for (cores, durability) in [
+        (1, Durability::Process),
+        (3, Durability::Process),
+        (2, Durability::Power),
+        (1, Durability::Scratch),
+    ] {
+        let mut cluster = Cluster::new(Setup { cores, durability, ..Setup::default() });
         let dir = cluster.mkdir(Ino::ROOT, "home");
         let file = cluster.create(dir, "file");
         cluster.write(file, 0, 0, b"hello");
         cluster.write(file, 0, 3, b"p!");
         cluster.write(file, 1, 4_000, &[7; 5_000]);
+        // What `scratch` owes.
+        cluster.run_ms(10);
         cluster.kill(NODE);
         cluster.start(NODE);
         assert_eq!(cluster.list(Ino::ROOT), ["home"]);
@@ -60,4 +69,99 @@ fn sync_space_and_status_are_answered() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn an_answer_in_power_mode_is_on_the_device() {
+    let mut cluster = Cluster::new(Setup { durability: Durability::Power, ..Setup::default() });
+    let file = cluster.create(Ino::ROOT, "f");
+    cluster.write(file, 0, 0, &[1; 4_096]);
+    assert_eq!(cluster.servers[0].device.borrow().unsynced(), 0);
+}
+
+#[test]
+fn bad_requests_are_refused_and_bad_bytes_close_their_connection_only() {
+    let mut cluster = Cluster::new(Setup::default());
+    let file = cluster.create(Ino::ROOT, "f");
+    let wrong_shard = cluster.call(0, NODE, Ask::read(ShardId(9), Request::Stat { ino: file }));
+    assert!(matches!(wrong_shard, Err(CallError::Errno(Errno::EPROTO))), "{wrong_shard:?}");
+    let tx = sealfs_proto::TxId { coordinator: ShardId(0), number: 1 };
+    let of_nodes = Request::Resolve { tx, commit: true };
+    let of_nodes = cluster.call(0, NODE, Ask::read(ShardId(0), of_nodes));
+    assert!(matches!(of_nodes, Err(CallError::Errno(Errno::EPERM))), "{of_nodes:?}");
+    let mut raw = cluster.network.raw("node1core0");
+    let junk = Header::new(HeaderKind::Request, 1).to_bytes(b"junk");
+    raw.write(cluster.now, &[&junk[..], b"junk"].concat());
+    cluster.run_ms(5);
+    raw.read(cluster.now);
+    assert!(raw.is_closed());
+    assert_eq!(cluster.lookup(Ino::ROOT, "f"), Some(file));
+}
+
+#[test]
+fn a_full_node_says_so_and_unlink_makes_room() {
+    let mut cluster = Cluster::new(Setup { cores: 2, ..Setup::default() });
+    let file = cluster.create(Ino::ROOT, "f");
+    let raise = Request::Raise { ino: file, bound: 1 << 40 };
+    cluster.change(file.shard(), raise).unwrap();
+    let mut refused = 0;
+    let mut index = 1;
+    while refused < 20 {
+        let pending = cluster.begin_write(0, file, index, 0, &vec![index as u8; 1 << 20]);
+        match cluster.finish(&pending) {
+            Ok(_) => {}
+            Err(CallError::Errno(Errno::ENOSPC)) => refused += 1,
+            other => panic!("{other:?}"),
+        }
+        index += 1;
+        assert!(index < 300, "256 MiB are full at some time");
+    }
+    assert!(index > 150, "most of the volume is used: {index}");
+    assert_eq!(cluster.read(file, 20, 9, 2), [20, 20]);
+    cluster.write(file, 20, 0, &[1; 1 << 20]);
+    cluster.unlink(Ino::ROOT, "f").unwrap();
+    cluster.run_ms(2_000);
+    let other = cluster.create(Ino::ROOT, "g");
+    for index in 0..100 {
+        cluster.write(other, index, 0, &[5; 1 << 20]);
+    }
+}
+
+#[test]
+fn a_change_whose_reply_was_lost_is_not_executed_again() {
+    let mut cluster = Cluster::new(Setup { cores: 2, ..Setup::default() });
+    cluster.create(Ino::ROOT, "first");
+    let ask = Ask::change(ShardId(0), support::create(Ino::ROOT, "f", true));
+    let pending = cluster.begin(0, NODE, ask);
+    let done = cluster.servers[0].device.borrow().done;
+    while cluster.servers[0].device.borrow().done == done {
+        cluster.step();
+    }
+    cluster.network.cut("client0", "node1core0");
+    cluster.run_ms(25_000);
+    assert!(pending.borrow().is_none(), "the reply is lost");
+    cluster.network.heal(cluster.now, "client0", "node1core0");
+    let file = support::entry(cluster.finish(&pending).map(|answer| answer.reply)).unwrap();
+    assert_eq!(cluster.lookup(Ino::ROOT, "f"), Some(file));
+    // It was opened once: one close ends it.
+    cluster.unlink(Ino::ROOT, "f").unwrap();
+    cluster.change(file.shard(), Request::Close { ino: file, opens: 1 }).unwrap();
+    cluster.run_ms(500);
+    assert!(cluster.stat(file).is_err());
+}
+
+#[test]
+fn writes_in_flight_at_once_to_one_block_lose_nothing() {
+    let mut cluster = Cluster::new(Setup::default());
+    let file = cluster.create(Ino::ROOT, "f");
+    let pending: Vec<_> = (0..64_u32)
+        .map(|at| cluster.begin_write(0, file, 0, at * 100, &[at as u8 + 1; 100]))
+        .collect();
+    for pending in &pending {
+        cluster.finish(pending).unwrap();
+    }
+    let bytes = cluster.read(file, 0, 0, 6_400);
+    assert!(bytes.iter().enumerate().all(|(at, byte)| usize::from(*byte) == at / 100 + 1));
+    assert_eq!(cluster.stat(file).unwrap().size, 6_400);
+    assert_eq!(cluster.stat(file).unwrap().blocks, 16);
 }

@@ -63,6 +63,7 @@ impl Change<'_> {
                 Err(Refused::Errno(error)) => return errno(error),
                 Err(Refused::Busy) => {
                     let freed = world.with_mut(shard, |shard| shard.freed.wait());
+                    self.forget_facts(lock);
                     freed.await;
                     continue;
                 }
@@ -71,7 +72,9 @@ impl Change<'_> {
                     continue;
                 }
             };
-            match tx::run(world, shard, transaction, lock.as_ref()).await {
+            let ended = tx::run(world, shard, transaction, lock.as_ref()).await;
+            self.forget_facts(lock);
+            match ended {
                 tx::Ended::Committed(reply) => {
                     crate::memory::count(world, &self.order.request, self.origin, &reply);
                     return Ok(reply).into();
@@ -89,10 +92,14 @@ impl Change<'_> {
                     world.back_off(pause_ms(age_ms)).await;
                 }
             }
-            self.facts = Facts::default();
-            if let Some(lock) = lock.take() {
-                rename::give_back(world, lock);
-            }
+        }
+    }
+
+    /// What was found out may be stale by the next try; until then nobody waits for the rename lock because of it.
+    fn forget_facts(&mut self, lock: &mut Option<RenameLock>) {
+        self.facts = Facts::default();
+        if let Some(lock) = lock.take() {
+            rename::give_back(self.world, lock);
         }
     }
 

@@ -1,5 +1,5 @@
 //! Changes of several steps, one file each. What must survive a crash is journaled before the next step, never kept in a
-//! future; every flow is begun again by [`recover::resume`] from what the shards' states say.
+//! future; [`recover`] begins every flow again from what the shards' states say.
 
 pub(crate) mod change;
 pub(crate) mod cut;

@@ -33,6 +33,8 @@ pub(crate) struct Device {
     blocks: BTreeMap<u64, Vec<u8>>,
     journals: BTreeMap<CoreId, Vec<u8>>,
     snapshots: BTreeMap<ShardId, Vec<u8>>,
+    unsynced_data: usize,
+    unsynced_entries: usize,
     /// Operations carried out.
     pub(crate) done: u64,
     /// Bytes of journal cut away.
@@ -81,13 +83,17 @@ impl Device {
             }
             DiskOp::Write { offset, bytes } => {
                 let all: Vec<u8> = bytes.iter().flat_map(|slice| slice.bytes().to_vec()).collect();
+                self.unsynced_data += 1;
                 assert!(all.len().is_multiple_of(4_096) && offset.is_multiple_of(4_096));
                 for (at, block) in (offset / 4_096..).zip(all.chunks(4_096)) {
                     assert!(at < VOLUME_BLOCKS, "within the volume");
                     self.blocks.insert(at, block.to_vec());
                 }
             }
-            DiskOp::Append { bytes } => self.journals.entry(core).or_default().extend(bytes),
+            DiskOp::Append { bytes } => {
+                self.unsynced_entries += 1;
+                self.journals.entry(core).or_default().extend(bytes);
+            }
             DiskOp::Snapshot { shard, bytes: Some(bytes) } => {
                 self.snapshots.insert(shard, bytes);
             }
@@ -95,9 +101,15 @@ impl Device {
                 self.snapshots.remove(&shard);
             }
             DiskOp::Cut { .. } => self.cuts += 1,
-            DiskOp::SyncVolume | DiskOp::SyncJournal => {}
+            DiskOp::SyncVolume => self.unsynced_data = 0,
+            DiskOp::SyncJournal => self.unsynced_entries = 0,
         }
         DiskDone::Done
+    }
+
+    /// Writes of the volume and appends that the loss of power would take.
+    pub(crate) fn unsynced(&self) -> usize {
+        self.unsynced_data + self.unsynced_entries
     }
 }
 
