@@ -122,7 +122,11 @@ pub(crate) fn learn_map(
     let until = sealfs_ring::now().mono.after_ms(timeout_ms + GRACE_MS);
     let joined = link.block_on(until, |_| None, async move { calls.join(addresses).await })?;
     let map = match joined {
-        Some(joined) => joined.map_err(|error| MountError(error.to_string()))?,
+        Some(joined) => joined.map_err(|error| {
+            MountError(format!(
+                "no map of the cluster: {error}; check the addresses, the key, and that `sealfs serve` runs there"
+            ))
+        })?,
         None => return Err(MountError(format!("no node has answered in {timeout_ms} ms"))),
     };
     link.leave();
