@@ -82,7 +82,8 @@ impl Fs {
     pub fn turn(&self, now: Instant) -> Option<Instant> {
         let before = self.0.now.replace(now);
         self.0.timers.fire(now);
-        let waits = !self.0.turns.is_empty();
+        // Regions come back without a word; who waits for them asks again, and may go on waiting.
+        let retry = (!self.0.turns.is_empty()).then(|| now.after_ms(REGIONS_RETRY_MS));
         if now > before {
             self.0.turns.wake_all();
         }
@@ -94,10 +95,17 @@ impl Fs {
                 _ => self.table().forget_idle(ino),
             }
         }
+        self.deadline().into_iter().chain(retry).min()
+    }
+
+    /// When it wants its next turn even if nothing happens, as things stand now: tasks that have run since the last turn may
+    /// have brought it nearer.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
         let due = self.0.due.borrow().front().map(|(due, _)| *due);
-        // Regions come back without a word.
-        let regions = waits.then(|| now.after_ms(1));
-        [due, regions, self.0.timers.deadline()].into_iter().flatten().min()
+        let waits = !self.0.turns.is_empty();
+        let retry = waits.then(|| self.now().after_ms(REGIONS_RETRY_MS));
+        [due, retry, self.0.timers.deadline()].into_iter().flatten().min()
     }
 
     /// Takes the regions of one read, all at once, as soon as there are enough. The arena has room for the largest read.
@@ -200,3 +208,6 @@ impl core::fmt::Debug for Fs {
         f.write_str("Fs")
     }
 }
+
+/// How soon who waits for regions looks again, milliseconds.
+const REGIONS_RETRY_MS: u64 = 1;
