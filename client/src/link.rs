@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sealfs_client_core::Fs;
 use sealfs_proto::{Address, ClusterMap, Request, ShardId, TransportKind};
 use sealfs_ring::{Completion, Config, Owner, Pool, Ring};
 use sealfs_tcp::Tcp;
@@ -47,13 +48,15 @@ impl Link {
         Ok(Self { ring, pool, calls, tasks: Tasks::new(), tcp })
     }
 
-    /// Runs tasks and calls until nothing is ready; when they want to run again even if nothing arrives.
-    pub(crate) fn run(&self, now: Instant) -> Option<Instant> {
+    /// Gives `fs` its turn, and runs tasks and calls until nothing is ready; when they want to run again even if nothing
+    /// arrives.
+    pub(crate) fn run(&self, now: Instant, fs: Option<&Fs>) -> Option<Instant> {
+        fs.map(|fs| fs.turn(now));
         loop {
             self.tasks.run_ready();
             let deadline = self.calls.turn(now);
             if self.tasks.is_idle() {
-                return deadline;
+                return deadline.into_iter().chain(fs.and_then(Fs::deadline)).min();
             }
         }
     }
@@ -74,11 +77,11 @@ impl Link {
         Ok(())
     }
 
-    /// The result of `future`, if it comes until `until`; `turn` is run in every turn and says when it wants the next one.
+    /// The result of `future`, if it comes until `until`.
     pub(crate) fn block_on<T: 'static>(
         &self,
         until: Instant,
-        mut turn: impl FnMut(Instant) -> Option<Instant>,
+        fs: Option<&Fs>,
         future: impl Future<Output = T> + 'static,
     ) -> Result<Option<T>, MountError> {
         let result = Rc::new(RefCell::new(None));
@@ -89,13 +92,12 @@ impl Link {
         });
         loop {
             let now = sealfs_ring::now().mono;
-            let wanted = turn(now);
-            let deadline = [Some(until), wanted, self.run(now)].into_iter().flatten().min();
+            let deadline = self.run(now, fs).map_or(until, |wanted| wanted.min(until));
             let value = result.borrow_mut().take();
             if value.is_some() || now >= until {
                 return Ok(value);
             }
-            self.enter(deadline, drop)?;
+            self.enter(Some(deadline), drop)?;
         }
     }
 
@@ -106,7 +108,7 @@ impl Link {
         let leave = |node| self.calls.call(node, Ask::read(ShardId(0), Request::Leave));
         let all = join_all(connected.map(|peer| leave(peer.node)).collect::<Vec<_>>());
         let until = sealfs_ring::now().mono.after_ms(LEAVE_MS);
-        let _ = self.block_on(until, |_| None, all);
+        let _ = self.block_on(until, None, all);
     }
 }
 
@@ -120,7 +122,7 @@ pub(crate) fn learn_map(
     let address = |text: &String| Address { transport: TransportKind::Tcp, text: text.clone() };
     let (calls, addresses) = (link.calls.clone(), addresses.iter().map(address).collect());
     let until = sealfs_ring::now().mono.after_ms(timeout_ms + GRACE_MS);
-    let joined = link.block_on(until, |_| None, async move { calls.join(addresses).await })?;
+    let joined = link.block_on(until, None, async move { calls.join(addresses).await })?;
     let map = match joined {
         Some(joined) => joined.map_err(|error| {
             MountError(format!(

@@ -218,7 +218,7 @@ impl Client {
         until: Instant,
         future: impl Future<Output = T> + 'static,
     ) -> Result<Option<T>, MountError> {
-        self.link.block_on(until, |now| self.fs.turn(now), future)
+        self.link.block_on(until, Some(&self.fs), future)
     }
 
     /// Answers the kernel until it ends the mount, and then what is in flight for a while.
@@ -235,8 +235,7 @@ impl Client {
             session.watch(now);
             let retry = turn == Turn::Starved || session.is_watching();
             let wanted = [
-                self.fs.turn(now),
-                self.link.run(now),
+                self.link.run(now, Some(&self.fs)),
                 (turn == Turn::More).then_some(now),
                 retry.then(|| now.after_ms(RETRY_MS)),
                 ended,

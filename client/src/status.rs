@@ -52,7 +52,7 @@ pub fn cluster_status(
     let all = join_all(map.nodes.iter().map(ask).collect::<Vec<_>>());
     // The calls end by their own timeout, which says more.
     let until = sealfs_ring::now().mono.after_ms(timeout_ms + GRACE_MS);
-    let answers = link.block_on(until, |_| None, all)?.unwrap_or_default();
+    let answers = link.block_on(until, None, all)?.unwrap_or_default();
     let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
     let nodes = map.nodes.iter().zip(answers).map(|(node, answer)| reached(node, answer)).collect();
     link.leave();
