@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sealfs_proto::limits;
 
-use super::{Fixture, World, pattern, replies, requests, room};
+use super::{End, Fixture, World, pattern, replies, requests, room};
 use crate::{Bulk, Conn, Event, Region};
 
 /// With its reply, or with its connection's end: whoever ends it, and however much is under way.
@@ -253,18 +253,26 @@ pub fn a_frame_for_a_dying_connection_gives_its_region_back(fixture: &mut dyn Fi
         world.transport(client).flush(now);
         world.fixture.step();
     }
-    let mut back = Vec::new();
-    let events =
-        world.until("the end", |end, event| end == client && matches!(event, Event::Closed { .. }));
-    for (_, event) in events {
-        if let Event::Closed { lent, .. } = event {
-            back.extend(lent.into_iter().map(|(token, _)| token));
-        }
-    }
-    back.sort_unstable();
-    assert_eq!(back, (1..=steps as u64).collect::<Vec<_>>());
+    assert_eq!(lent_back(&mut world, client), (1..=steps as u64).collect::<Vec<_>>());
     world.request(client, conn, 1, room(10));
     world.settle();
+    let (client, conn, _) = world.open();
+    world.transport(client).close(conn);
+    world.request(client, conn, 1, room(10));
+    assert_eq!(lent_back(&mut world, client), [1], "closed by this end");
+}
+
+/// The tokens whose regions come back with the end of the client's only connection.
+fn lent_back(world: &mut World<'_>, client: End) -> Vec<u64> {
+    let events =
+        world.until("the end", |end, event| end == client && matches!(event, Event::Closed { .. }));
+    let lent = events.into_iter().filter_map(|(end, event)| match event {
+        Event::Closed { lent, .. } if end == client => Some(lent),
+        _ => None,
+    });
+    let mut tokens: Vec<u64> = lent.flatten().map(|(token, _)| token).collect();
+    tokens.sort_unstable();
+    tokens
 }
 
 /// A server may answer late; nobody is hurt.
