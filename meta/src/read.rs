@@ -29,7 +29,7 @@ pub fn read(state: &State, request: &Request) -> Result<Reply, Errno> {
 }
 
 /// The prepared transaction whose decision the request must wait for, if what it looks at is held: for `Lookup`, `List`,
-/// `Stat`, `Parent` and `Open`. Keys that this shard's own open transactions hold do not matter: until decided, the present
+/// `Stat`, `Parent` and `Open`; and for every request of an inode that is being made. Keys that this shard's own open transactions hold do not matter: until decided, the present
 /// is the truth.
 #[must_use]
 pub fn waits(state: &State, request: &Request) -> Option<TxId> {
@@ -45,7 +45,34 @@ pub fn waits(state: &State, request: &Request) -> Option<TxId> {
         Request::Parent { ino } => inode(*ino),
         _ => None,
     };
-    hold.map(|hold| hold.tx)
+    hold.map(|hold| hold.tx).or_else(|| making(state, request))
+}
+
+/// The prepared transaction that makes the inode of the request. Its coordinator may have decided and answered already, so
+/// that whoever asks knows the number; it cannot be refused here for want of the decision.
+pub(crate) fn making(state: &State, request: &Request) -> Option<TxId> {
+    let ino = match request {
+        Request::Lookup { dir, .. }
+        | Request::Create { dir, .. }
+        | Request::CreateUnnamed { dir, .. }
+        | Request::Mkdir { dir, .. }
+        | Request::Unlink { dir, .. }
+        | Request::Rmdir { dir, .. }
+        | Request::Rename { dir, .. }
+        | Request::Link { dir, .. }
+        | Request::List { dir, .. } => *dir,
+        Request::Stat { ino }
+        | Request::Parent { ino }
+        | Request::SetAttr { ino, .. }
+        | Request::Open { ino, .. }
+        | Request::XattrGet { ino, .. }
+        | Request::XattrList { ino, .. }
+        | Request::XattrSet { ino, .. }
+        | Request::XattrRemove { ino, .. } => *ino,
+        _ => return None,
+    };
+    let hold = state.holds.of(&Key::inode(ino)).filter(|hold| !hold.own)?;
+    (!state.inodes.contains_key(&ino)).then_some(hold.tx)
 }
 
 /// The entry, with attributes unless a prepared transaction may be about to change them: then a `Stat` waits for it.

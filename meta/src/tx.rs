@@ -387,6 +387,32 @@ mod tests {
     }
 
     #[test]
+    fn what_asks_for_a_directory_that_is_being_made_waits_until_it_is_there() {
+        let mut world = World::new();
+        let mut names = (0..).map(|number| format!("d{number}"));
+        let fits = |name: &String| directory_shard(Ino::ROOT, name.as_bytes(), 4) == ShardId(1);
+        let name = names.find(fits).expect("there are many names").into_bytes();
+        let who = Who::root;
+        let mkdir = Request::Mkdir { who: who(), dir: Ino::ROOT, name, mode: 0o755, umask: 0 };
+        let (transaction, tx) = prepared(&mut world, &mkdir);
+        let (to, share) = transaction.prepares(tx).next().expect("there is a participant");
+        let attrs = world.prepare(to, &share).expect("it is prepared already");
+        let dir = ino(Ok(world.append(ShardId(0), transaction.decide(tx, &attrs)).reply));
+        assert_eq!(dir.shard(), ShardId(1));
+        // The coordinator has answered; the participant does not know the decision yet.
+        let lookup = Request::Lookup { who: who(), dir, name: b"x".to_vec() };
+        for request in [Request::Stat { ino: dir }, Request::Parent { ino: dir }, lookup] {
+            assert_eq!(crate::waits(&world.states[1], &request), Some(tx), "{request:?}");
+        }
+        let create = create(who(), dir, "x");
+        assert_eq!(planned(&mut world, &create), Err(Refused::Busy));
+        world.resolve(ShardId(1), tx, true);
+        assert_eq!(crate::waits(&world.states[1], &Request::Stat { ino: dir }), None);
+        let file = ino(world.run(&create));
+        assert_eq!(world.lookup(dir, "x"), Some(file));
+    }
+
+    #[test]
     fn link_and_last_unlink_of_one_inode_meet() {
         let mut world = World::new();
         let dir = directory_in(&mut world, 1);

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 
 use sealfs_proto::{Attr, Errno, Ino, Kind, Part, Reply, Request, ShardId, Time};
 
+use crate::read::making;
 use crate::{Answer, Change, Origin, Record, State, Transaction, part};
 use remove::Removal;
 pub use size::{plan_reclaim, plan_settle_write};
@@ -118,6 +119,9 @@ impl From<Errno> for Refused {
 /// [`crate::read`]; those of chunks, locks, sessions and nodes, and `Close`, are the server's (EOPNOTSUPP here). A write of
 /// chunk 0 is planned by [`plan_settle_write`].
 pub fn plan(state: &State, request: &Request, asked: &Asked) -> Result<Planned, Refused> {
+    if making(state, request).is_some() {
+        return Err(Refused::Busy);
+    }
     match request {
         Request::Create { .. } | Request::CreateUnnamed { .. } | Request::Mkdir { .. } => {
             create::plan(state, request, asked)

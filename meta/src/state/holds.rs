@@ -1,12 +1,14 @@
 //! Which keys are held by which transaction.
 //!
 //! There are two kinds of key. An *entry* (directory, name) is held by whoever adds, removes or swaps it. An *inode* is
-//! held by whoever changes its links, its place or its life (`AddLink`, `DropLink`, `EndDirectory`, `Moved`). So
+//! held by whoever changes its links, its place or its life (`NewInode`, `AddLink`, `DropLink`, `EndDirectory`, `Moved`).
+//! So
 //!
 //! - two changes of one name meet at the entry (rename against rename, create against unlink);
 //! - link against the last unlink of the same inode meet at the inode;
 //! - rmdir against a change inside the directory: an ending directory refuses changes of its entries, and a directory
-//!   with a held entry cannot end (they meet here, for a new entry does not hold its directory: many may be added at once).
+//!   with a held entry cannot end (they meet here, for a new entry does not hold its directory: many may be added at once);
+//! - whoever heard of a new directory meets its making here: the coordinator's answer may be faster than its decision.
 //!
 //! Attributes (mode, size, xattrs) are no keys: parts change links and times by difference and commute with them.
 //!
@@ -42,7 +44,7 @@ pub(crate) struct Hold {
     pub(crate) tx: TxId,
     /// A coordinator's own key: its present value is still the truth, so reads need not wait.
     pub(crate) own: bool,
-    /// The directory ends: its entries may not change.
+    /// The directory begins or ends: its entries may not change.
     pub(crate) ends: bool,
 }
 
@@ -115,10 +117,10 @@ impl Holds {
     }
 }
 
-/// The keys that parts hold, and whether each ends a directory.
+/// The keys that parts hold, and whether each begins or ends a directory. A new inode has none until its number is drawn.
 fn keys(parts: &[Part]) -> Vec<(Key, bool)> {
     let key = |part: &Part| match part {
-        Part::NewInode { .. } => None,
+        Part::NewInode { attr, .. } => (attr.ino != Ino(0)).then(|| (Key::inode(attr.ino), true)),
         Part::AddEntry { dir, name, .. }
         | Part::RemoveEntry { dir, name, .. }
         | Part::SwapEntry { dir, name, .. } => Some((Key::entry(*dir, name), false)),
