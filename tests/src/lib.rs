@@ -3,3 +3,4 @@
 //! The tests themselves are in `tests/`, one program per kind; `cargo ci` runs them by kind.
 
 pub mod cluster;
+pub mod sim;

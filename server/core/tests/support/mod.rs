@@ -1,5 +1,5 @@
 //! A cluster in memory: real cores, the network in memory, disks in memory, virtual time. What is on a disk survives a
-//! kill; what was submitted and not carried out does not.
+//! kill; what was submitted and not carried out does not. The tests of this crate and the simulation share it.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
@@ -138,7 +138,8 @@ impl Mailbox<Mail> for Channel {
     }
 }
 
-struct Heap;
+/// Memory without end.
+pub(crate) struct Heap;
 
 impl Arena for Heap {
     fn take(&self, len: usize) -> Option<Region> {
@@ -163,6 +164,8 @@ pub(crate) struct Setup {
     pub(crate) durability: Durability,
     pub(crate) snapshot_bytes: u64,
     pub(crate) lease_ms: u64,
+    pub(crate) timeout_ms: u64,
+    pub(crate) chunk_size: u32,
     pub(crate) seed: u64,
 }
 
@@ -174,6 +177,8 @@ impl Default for Setup {
             durability: Durability::Process,
             snapshot_bytes: 1 << 30,
             lease_ms: 120_000,
+            timeout_ms: 60_000,
+            chunk_size: 1 << 20,
             seed: 1,
         }
     }
@@ -189,7 +194,12 @@ pub(crate) struct Cluster {
     pub(crate) servers: Vec<Server>,
     pub(crate) clients: Vec<Calls>,
     pub(crate) tasks: Tasks,
+    /// What else has a turn before the tasks run, and when it wants the next one.
+    pub(crate) turns: Vec<Turn>,
 }
+
+/// Told the time; answers when it wants to be told again even if nothing happens.
+pub(crate) type Turn = Box<dyn Fn(Instant) -> Option<Instant>>;
 
 fn name(node: NodeId, core: u16) -> String {
     format!("node{node}core{core}")
@@ -210,7 +220,7 @@ impl Cluster {
             cluster: ClusterId([7; 16]),
             epoch: Epoch(1),
             shards_log2: 12,
-            chunk_size: 1 << 20,
+            chunk_size: setup.chunk_size,
             nodes: nodes.collect(),
         });
         let mut cluster = Self {
@@ -220,13 +230,16 @@ impl Cluster {
             servers: Vec::new(),
             clients: Vec::new(),
             tasks: Tasks::new(),
+            turns: Vec::new(),
             setup,
             map,
         };
         for id in (1..=setup.nodes).map(NodeId) {
             let device = Rc::new(RefCell::new(Device::default()));
             if cluster.placement.node(ShardId(0)) == Some(id) {
-                let root = State::with_root(RootOptions::default(), Time::default());
+                let options =
+                    RootOptions { chunk_size: setup.chunk_size, ..RootOptions::default() };
+                let root = State::with_root(options, Time::default());
                 let bytes = snapshot::encode(cluster.map.cluster, id, &root, &[]);
                 device.borrow_mut().snapshots.insert(ShardId(0), bytes);
             }
@@ -251,7 +264,7 @@ impl Cluster {
         let options = Options {
             cluster: self.map.cluster,
             map: Some(MapStamp::of(&self.map)),
-            timeout_ms: 60_000,
+            timeout_ms: self.setup.timeout_ms,
             lease_ms: self.setup.lease_ms,
             seed,
         };
@@ -285,18 +298,8 @@ impl Cluster {
         self.servers[at].budget.set(u64::MAX);
         self.servers[at].boxes.borrow_mut().clear();
         for core in 0..self.setup.cores {
-            let config = self.config(id, core);
-            let own = config.owners();
-            let mut recovery = Recovery::new(config);
+            let recovery = self.recover(id, core);
             let device = Rc::clone(&self.servers[at].device);
-            for (shard, bytes) in &device.borrow().snapshots {
-                if own.contains(&(*shard, CoreId(core))) {
-                    recovery.snapshot(*shard, bytes).unwrap();
-                }
-            }
-            if let Some(journal) = device.borrow().journals.get(&CoreId(core)) {
-                recovery.journal(journal).unwrap();
-            }
             let transport = self.network.endpoint(&name(id, core), self.identity(Some(id)));
             let disk = RamDisk {
                 core: CoreId(core),
@@ -314,6 +317,33 @@ impl Cluster {
             let seed = self.setup.seed + u64::from(id.0) * 100 + u64::from(core) + now.mono.0;
             self.servers[at].cores.push(recovery.finish(ports, now, seed));
         }
+    }
+
+    /// What a core finds on its node's device.
+    fn recover(&self, id: NodeId, core: u16) -> Recovery {
+        let config = self.config(id, core);
+        let own = config.owners();
+        let mut recovery = Recovery::new(config);
+        let device = self.servers[usize::from(id.0 - 1)].device.borrow();
+        for (shard, bytes) in &device.snapshots {
+            if own.contains(&(*shard, CoreId(core))) {
+                recovery.snapshot(*shard, bytes).unwrap();
+            }
+        }
+        if let Some(journal) = device.journals.get(&CoreId(core)) {
+            recovery.journal(journal).unwrap();
+        }
+        recovery
+    }
+
+    /// All shards that are not empty, as a start would find them.
+    pub(crate) fn states(&self) -> Vec<State> {
+        let nodes = (1..=self.setup.nodes).map(NodeId);
+        let cores = nodes.flat_map(|id| (0..self.setup.cores).map(move |core| (id, core)));
+        let found = cores.flat_map(|(id, core)| self.recover(id, core).snapshots());
+        let states = found
+            .filter_map(|(_, bytes)| bytes.map(|bytes| snapshot::decode(&bytes).unwrap().state));
+        states.collect()
     }
 
     /// Kills a node.
@@ -350,6 +380,11 @@ impl Cluster {
         let mut next = Instant(now.mono.0 + 50_000_000);
         for client in &self.clients {
             if let Some(at) = client.turn(now.mono) {
+                next = next.min(at);
+            }
+        }
+        for turn in &self.turns {
+            if let Some(at) = turn(now.mono) {
                 next = next.min(at);
             }
         }

@@ -1,0 +1,22 @@
+//! What the simulation's clients do, what they must be answered, and the record of it all.
+//!
+//! ```text
+//!     Program --generates--> Operation --+--> Tree (the model)     --> expected outcome
+//!                                        +--> Fs, over the network --> outcome       equal, or the seed fails
+//!                                                                        |
+//!                                                          Trace <-------+  one hash of a whole run
+//! ```
+//! The world itself (nodes, disks, network, time) is that of the server core's tests; `tests/sim.rs` puts both together.
+//!
+//! 1. Everything follows from the seed: no clock, no other randomness, no unordered iteration.
+//! 2. An operation is generated for what the model holds at that moment, so that most of them succeed.
+
+mod operation;
+mod program;
+mod trace;
+mod tree;
+
+pub use operation::{Operation, Outcome};
+pub use program::{Program, Races, walk};
+pub use trace::Trace;
+pub use tree::{Content, Tree};
