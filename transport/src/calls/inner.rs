@@ -269,6 +269,7 @@ impl Inner {
         let is_client = self.is_client();
         let Some(link) = self.links.get_mut(&node) else { return };
         link.take_back(lent);
+        link.finish_leaving();
         if link.conn().is_none() {
             // It never opened, or was given up: perhaps another address is better.
             link.at += 1;
@@ -289,7 +290,8 @@ impl Inner {
                 link.fail(number, CallError::Refused { node, cause: cause.clone() });
             }
         }
-        if link.calls.is_empty() && !(is_client && (link.known || link.generation > 0)) {
+        let has_a_session = is_client && !link.left && (link.known || link.generation > 0);
+        if link.calls.is_empty() && !has_a_session {
             link.state = State::Idle;
             return;
         }
@@ -311,6 +313,7 @@ impl Inner {
         match header.status {
             Status::Busy if purpose != Purpose::Ping => self.again(node, number),
             Status::Answered if lock_wait => self.again(node, number),
+            Status::Ok | Status::NoSession if link.is_leave(number) => link.finish_leaving(),
             Status::NoSession => self.on_no_session(node, number),
             status if purpose == Purpose::Caller => {
                 let result = match status {

@@ -29,6 +29,8 @@ pub(super) struct Link {
     pub(super) generation: u64,
     /// The node has admitted the present session.
     pub(super) known: bool,
+    /// This end has left the session: no connection is wanted before the next call.
+    pub(super) left: bool,
     next_sequence: u64,
     /// The endpoint, in the top 16 bits of every sequence.
     endpoint: u16,
@@ -106,6 +108,8 @@ pub(super) struct Pending {
     ever_sent: bool,
     /// How often the node was busy.
     busy: u32,
+    /// It ends the session: the end of the connection, too, is its answer.
+    leave: bool,
 }
 
 enum Payload {
@@ -130,6 +134,7 @@ impl Link {
             ever_open: false,
             generation: 0,
             known: false,
+            left: false,
             next_sequence: 1,
             endpoint,
             calls: BTreeMap::new(),
@@ -225,6 +230,7 @@ impl Link {
             ..Pending::new(Purpose::Caller, &ask.request)
         };
         let sequence = Rc::clone(&pending.sequence);
+        self.left = false;
         self.calls.insert(number, pending);
         self.waiting.insert(number);
         if !ask.lock_wait {
@@ -406,6 +412,26 @@ impl Link {
         }
     }
 
+    /// Whether the call asks the node to end the session.
+    pub(super) fn is_leave(&self, number: u64) -> bool {
+        self.calls.get(&number).is_some_and(|call| call.leave)
+    }
+
+    /// Answers the calls that ended the session: a node that does so closes its connections, and whether its reply or that
+    /// comes first does not matter.
+    pub(super) fn finish_leaving(&mut self) {
+        let leaving = self.calls.iter().filter(|(_, call)| call.leave && call.ever_sent);
+        let leaving: Vec<u64> = leaving.map(|(number, _)| *number).collect();
+        if leaving.is_empty() {
+            return;
+        }
+        for number in leaving {
+            self.finish(number, Ok((Reply::Done, 0)));
+        }
+        self.end_session();
+        self.left = true;
+    }
+
     /// The caller gets the error. What is in flight is kept until its reply or the connection's end.
     pub(super) fn fail(&mut self, number: u64, error: CallError) {
         let Some(call) = self.calls.get_mut(&number) else { return };
@@ -451,6 +477,7 @@ impl Pending {
             sent: false,
             ever_sent: false,
             busy: 0,
+            leave: matches!(request, Request::Leave),
         }
     }
 
