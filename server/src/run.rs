@@ -9,10 +9,12 @@
 //! 3. When one core cannot go on, none does.
 
 use std::fmt;
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use sealfs_proto::{ClusterMap, limits};
@@ -347,10 +349,24 @@ fn probe(listen: &str) -> Result<SocketAddr, StartError> {
         })?
         .next()
         .ok_or_else(|| StartError(format!("cannot listen on {listen}: the name has no address")))?;
-    let (_, bound) = bind_listener(&address, LISTEN_BACKLOG, false)
-        .map_err(|error| StartError(error.to_string()))?;
-    Ok(bound)
+    // The kernel lets go of a killed process's io_uring, and so of its sockets, a moment after the process is gone: a node
+    // that is started again at once finds its own port still taken.
+    let patience = Instant::now() + PORT_PATIENCE;
+    loop {
+        match bind_listener(&address, LISTEN_BACKLOG, false) {
+            Ok((_, bound)) => return Ok(bound),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < patience => {
+                thread::sleep(PORT_RETRY);
+            }
+            Err(error) => return Err(StartError(error.to_string())),
+        }
+    }
 }
+
+/// How long a taken port may be our own predecessor's.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
+/// Between two looks at a taken port; nothing tells when it becomes free.
+const PORT_RETRY: Duration = Duration::from_millis(20);
 
 /// Connections that wait to be accepted, per core.
 const LISTEN_BACKLOG: u16 = 1_024;
