@@ -1,4 +1,4 @@
-//! A world in virtual time: three nodes, two clients, and nodes that die at random moments.
+//! A world in virtual time: three nodes, two clients, and nodes that die and links that hang at random moments.
 //!
 //! ```text
 //!     Program 0 -> Fs -> Calls --+                       +-- Core, Core -> disk   node 1   killed, started again
@@ -13,7 +13,7 @@
 //! 3. At the end both clients see the model's tree, and the shards on the disks contradict neither themselves nor each
 //!    other.
 //!
-//! The loss of power (writes that were carried out and not synced) is not simulated, nor are broken links.
+//! The loss of power (writes that were carried out and not synced) is not simulated.
 #![allow(missing_docs, reason = "tests are named after what they claim")]
 
 #[path = "../../server/core/tests/support/mod.rs"]
@@ -165,13 +165,15 @@ impl World {
     }
 }
 
-/// Kills and starts nodes.
+/// Kills and starts nodes, cuts and heals links.
 struct Faults {
     random: fastrand::Rng,
-    /// Steps until a node is to die.
+    /// Steps until the next fault.
     countdown: u32,
     /// The node whose disk hangs, which is to die when the countdown ends.
     hanging: Option<NodeId>,
+    /// The link that is cut, until the countdown ends.
+    cut: Option<(String, String)>,
     /// Who is dead, and when it starts again.
     dead: Vec<(Instant, NodeId)>,
 }
@@ -179,7 +181,7 @@ struct Faults {
 impl Faults {
     fn new(mut random: fastrand::Rng) -> Self {
         let countdown = random.u32(..STEPS_MAX);
-        Self { random, countdown, hanging: None, dead: Vec::new() }
+        Self { random, countdown, hanging: None, cut: None, dead: Vec::new() }
     }
 
     fn step(&mut self, cluster: &mut Cluster, trace: &Trace) {
@@ -196,13 +198,18 @@ impl Faults {
         if let Some(id) = self.hanging.take() {
             return self.kill(cluster, trace, id);
         }
+        if let Some((one, other)) = self.cut.take() {
+            trace.event(&format!("{one} reaches {other} again"));
+            return cluster.network.heal(cluster.now, &one, &other);
+        }
         let alive = |id: &NodeId| self.dead.iter().all(|(_, dead)| dead != id);
         let mut nodes: Vec<NodeId> = (1..=NODES).map(NodeId).filter(alive).collect();
         self.random.shuffle(&mut nodes);
-        match self.random.u32(..8) {
+        match self.random.u32(..9) {
             // All at once.
             0 => nodes.into_iter().for_each(|id| self.kill(cluster, trace, id)),
             1..5 => nodes.first().into_iter().for_each(|id| self.kill(cluster, trace, *id)),
+            5 => self.cut(cluster, trace),
             // In the middle of what the disk was given.
             _ => {
                 if let Some(id) = nodes.first() {
@@ -214,6 +221,20 @@ impl Faults {
         }
     }
 
+    /// A core of a node does not reach a client or another node for a while.
+    fn cut(&mut self, cluster: &mut Cluster, trace: &Trace) {
+        let core = self.random.u16(..cluster.setup.cores);
+        let node = self.random.u16(1..=NODES);
+        let other = match self.random.usize(..=CLIENTS) {
+            CLIENTS => format!("node{}core0", node % NODES + 1),
+            client => format!("client{client}"),
+        };
+        let one = format!("node{node}core{core}");
+        trace.event(&format!("{one} does not reach {other}"));
+        cluster.network.cut(&one, &other);
+        self.cut = Some((one, other));
+    }
+
     fn kill(&mut self, cluster: &mut Cluster, trace: &Trace, id: NodeId) {
         trace.event(&format!("node {id} dies"));
         cluster.kill(id);
@@ -221,8 +242,11 @@ impl Faults {
         self.dead.push((cluster.now.after_ms(self.random.u64(1..=away_ms)), id));
     }
 
-    /// No more faults: everybody lives, with a disk that works.
+    /// No more faults: everybody lives, with a disk that works, and reaches everybody.
     fn end(self, cluster: &mut Cluster) {
+        if let Some((one, other)) = self.cut {
+            cluster.network.heal(cluster.now, &one, &other);
+        }
         if let Some(id) = self.hanging {
             cluster.kill(id);
             cluster.start(id);
@@ -231,7 +255,7 @@ impl Faults {
     }
 }
 
-/// A node dies every so many steps at most.
+/// From one fault to the next at most.
 const STEPS_MAX: u32 = 1_000;
 
 /// Runs a seed; the hash of everything that happened.
