@@ -317,12 +317,16 @@ fn locks(shared: Rc<Shared>, asked: &Asked<'_>) -> Work {
         }),
         Op::Setlk { args, wait } => {
             let interrupt = asked.interrupt.clone();
+            let ino = Ino(asked.header.nodeid);
             work(async move {
                 let (handle, lock) = (Handle(args.fh), lock(&args)?);
                 shared.fs.lock(handle, lock, wait.then_some(&interrupt)).await?;
                 let mut reply = Reply::done();
                 if lock.kind != LockKind::Unlock {
                     reply.gives = Some(Given::Lock(handle, lock));
+                    // Whoever had the lock has settled before giving it up: what it wrote is to be seen from now on.
+                    let change = shared.fs.stat(ino).await.ok().map(|attr| attr.change);
+                    shared.compare(ino, change);
                 }
                 Ok(reply)
             })
@@ -442,20 +446,28 @@ impl Shared {
         }
     }
 
+    /// Tells the kernel that its attributes are old unless they are those of `change`; `None`: nobody knows. It asks again
+    /// before it next uses them, and drops the data that it holds if they are others.
+    fn compare(&self, ino: Ino, change: Option<u64>) {
+        let mut known = self.known.borrow_mut();
+        let told = &mut known.entry(ino).or_default().told;
+        if *told != change || change.is_none() {
+            *told = None;
+            self.kernel.attributes_are_old(ino);
+        }
+    }
+
     /// What the kernel may do with an open file: the rules above.
     fn open_out(&self, attr: &Attr, handle: Handle, flags: u32) -> abi::OpenOut {
         let (append, direct) =
             (flags & libc::O_APPEND as u32 != 0, flags & libc::O_DIRECT as u32 != 0);
         let writes = open_flags(flags).write;
         let mappable = self.agreed.get().is_some_and(|agreed| agreed.direct_mmap);
+        let now = Some(attr.change);
+        self.compare(attr.ino, now);
         let mut known = self.known.borrow_mut();
         let known = known.entry(attr.ino).or_default();
-        let now = Some(attr.change);
         let unchanged = known.opened == now;
-        if known.told != now {
-            known.told = None;
-            self.kernel.attributes_are_old(attr.ino);
-        }
         known.opened = now;
         let open_flags = if append && writes {
             abi::FOPEN_DIRECT_IO
