@@ -1,7 +1,7 @@
 //! The namespace of one shard as a deterministic state machine, and the formats that make it durable.
 //!
-//! [`State`] is everything a shard knows of names and inodes. [`plan`] turns a request into a [`Planned`]: a reply, a
-//! [`Record`], a [`Transaction`] over several shards, or a [`Question`] that must be answered elsewhere first. [`apply`]
+//! [`State`] is everything a shard knows of names and inodes. [`plan()`] turns a request into a [`Planned`]: a reply, a
+//! [`Record`], a [`Transaction`] over several shards, or a [`Question`] that must be answered elsewhere first. [`apply()`]
 //! carries a record out. A record is appended to the [`journal`] when applied; a [`snapshot`] bounds the journal; [`recover`]
 //! says what to do with both after a stop; [`check`] finds what must not be.
 //!

@@ -1,6 +1,6 @@
 //! Elementary changes: one check and one application per part, for plans and transactions alike.
 //!
-//! 1. [`check`] refuses whatever [`apply`] could not carry out completely; `apply` is total all the same.
+//! 1. [`check`] refuses whatever [`apply()`] could not carry out completely; `apply` is total all the same.
 //! 2. Parts of one list do not depend on each other: each is checked against the state before the list. Only an entry with
 //!    inode 0 refers to another part, the one `NewInode` of the whole change.
 

@@ -1,6 +1,6 @@
 //! From a request to what is to be done: every check of the namespace.
 //!
-//! [`plan`] looks at the shard's state and changes nothing. What it cannot know, it asks for with a [`Question`]; the
+//! [`plan()`] looks at the shard's state and changes nothing. What it cannot know, it asks for with a [`Question`]; the
 //! server finds the answer (a call to another shard), puts it into [`Facts`] and plans again from the start, so that a
 //! plan is always made on the present state.
 //!
@@ -116,7 +116,7 @@ impl From<Errno> for Refused {
 }
 
 /// Plans a change: every request that is a "Change" of names or inodes, `Open` included. Requests that only read go to
-/// [`crate::read`]; those of chunks, locks, sessions and nodes, and `Close`, are the server's (EOPNOTSUPP here). A write of
+/// [`crate::read()`]; those of chunks, locks, sessions and nodes, and `Close`, are the server's (EOPNOTSUPP here). A write of
 /// chunk 0 is planned by [`plan_settle_write`].
 pub fn plan(state: &State, request: &Request, asked: &Asked) -> Result<Planned, Refused> {
     if making(state, request).is_some() {

@@ -1,6 +1,6 @@
 //! What one shard knows: inodes with their entries, unlinked inodes, transactions, kept replies and number ranges.
 //!
-//! Only [`crate::apply`] changes what is durable. Reads go through the methods here and through [`crate::read`].
+//! Only [`crate::apply()`] changes what is durable. Reads go through the methods here and through [`crate::read()`].
 //!
 //! 1. `number` is the count of records applied since the shard began.
 //! 2. An inode is in `unlinked` if and only if it has no links.
@@ -221,7 +221,7 @@ impl State {
     }
 
     /// Opens a transaction in memory: holds the keys of the coordinator's own parts until [`State::release`] or its
-    /// decision. The parts must have passed [`crate::plan`] since the last change of this state.
+    /// decision. The parts must have passed [`crate::plan()`] since the last change of this state.
     pub fn hold(&mut self, tx: TxId, own: &[Part]) {
         self.holds.hold(tx, own, true);
     }

@@ -90,7 +90,7 @@ impl Fs {
     }
 
     /// copy_file_range(2): answers the bytes copied, fewer at the source's end. EINVAL if both are one file and overlap.
-    /// Reads and writes through this client, [`COPY_STEPS`] steps at a time.
+    /// Reads and writes through this client, `COPY_STEPS` steps at a time.
     pub async fn copy_range(
         &self,
         source: Handle,
