@@ -442,3 +442,92 @@ fn a_mount_whose_client_was_killed_is_cleaned_up_by_the_next_mount() {
     assert_eq!(fs::read_to_string(mount.join("file")).unwrap(), "x");
     run(Command::new(binary()).arg("umount").arg(&mount));
 }
+
+#[test]
+fn a_listing_under_change_shows_what_stays_exactly_once() {
+    let mut cluster = Cluster::start(3);
+    let (a, b) = (cluster.mount(), cluster.mount());
+    for index in 0..2_000 {
+        File::create(a.join(format!("stays{index}"))).unwrap();
+    }
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for index in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let name = b.join(format!("comes{}", index % 50));
+                if fs::remove_file(&name).is_err() {
+                    File::create(&name).unwrap();
+                }
+            }
+        });
+        for _ in 0..10 {
+            let names = fs::read_dir(&a)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let mut stays: Vec<String> = names.filter(|name| name.starts_with("stays")).collect();
+            assert_eq!(stays.len(), 2_000);
+            stays.sort();
+            stays.dedup();
+            assert_eq!(stays.len(), 2_000, "no name comes twice");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_program_that_waits_for_a_lock_or_a_dead_node_can_be_ended() {
+    let mut cluster = Cluster::start(1);
+    let mount = cluster.mount();
+    let lock = File::create(mount.join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let end = |mut program: std::process::Child, signal| {
+        // It may not have begun to wait; then the signal ends it all the same.
+        thread::sleep(Duration::from_millis(300));
+        assert!(program.try_wait().unwrap().is_none(), "it waits");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&program), signal).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while program.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "it does not end");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let waiter =
+        Command::new("flock").arg("-x").arg(mount.join("lock")).arg("true").spawn().unwrap();
+    end(waiter, rustix::process::Signal::INT);
+    cluster.kill_node(0);
+    let waiter = Command::new("touch").arg(mount.join("file")).spawn().unwrap();
+    end(waiter, rustix::process::Signal::KILL);
+    cluster.start_node(0);
+}
+
+#[test]
+fn a_flipped_bit_on_the_device_is_eio() {
+    let mut cluster = Cluster::start_with(1, &["--size", "256M"]);
+    let mount = cluster.mount();
+    let content = pattern(4, 64 << 10);
+    fs::write(mount.join("file"), &content).unwrap();
+    assert!(cluster.unmount(0) && cluster.stop_node(0));
+    let volume =
+        OpenOptions::new().read(true).write(true).open(cluster.data(0).join("volume")).unwrap();
+    let mut block = vec![0; 4_096];
+    // The sixth block of the file, wherever it lies.
+    let wanted = &content[5 * 4_096..6 * 4_096];
+    let blocks = volume.metadata().unwrap().len() / 4_096;
+    let at = (0..blocks).map(|number| number * 4_096).find(|&offset| {
+        volume.read_exact_at(&mut block, offset).unwrap();
+        block == wanted
+    });
+    let at = at.expect("the block is in the volume");
+    volume.write_all_at(&[wanted[100] ^ 1], at + 100).unwrap();
+    cluster.start_node(0);
+    let again = cluster.mount();
+    let file = File::open(again.join("file")).unwrap();
+    let error = fs::read(again.join("file")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    file.read_exact_at(&mut block, 0).unwrap();
+    assert!(block == content[..4_096], "blocks that are not damaged are still read");
+    assert!(cluster.logs().contains("checksum"), "{}", cluster.logs());
+}
