@@ -122,7 +122,7 @@ async fn discard(
         let change = ChunkChange::Discard { from, to, cut };
         match one_of_many(world, ino, index, change, origin).await {
             Ok(more) => blocks += more,
-            Err(error) => return errno(error),
+            Err(status) => return Err(status).into(),
         }
         at = index + 1;
     }
@@ -157,7 +157,7 @@ async fn allocate(
         let change = ChunkChange::Allocate { from, to };
         match one_of_many(world, ino, index, change, origin).await {
             Ok(more) => blocks += more,
-            Err(error) => return errno(error),
+            Err(status) => return Err(status).into(),
         }
     }
     done(world, origin, blocks).await
@@ -169,7 +169,7 @@ async fn one_of_many(
     index: u64,
     change: ChunkChange<'_>,
     origin: Option<Origin>,
-) -> Result<i64, Errno> {
+) -> Result<i64, Status> {
     let shard = chunk_shard(ino, index, world.config.map.shards());
     let record = |blocks| {
         let before = origin.map(|origin| kept_blocks(world, shard, origin));
@@ -177,8 +177,9 @@ async fn one_of_many(
     };
     match carry_out(world, ino, index, change, record).await {
         Ok((_, blocks)) => Ok(blocks),
-        Err(Failed::Errno(error)) => Err(error),
-        Err(Failed::Busy) => Err(Errno::EAGAIN),
+        Err(Failed::Errno(error)) => Err(Status::Errno(error)),
+        // What is done so far is kept: sent again, the request goes on where it stopped.
+        Err(Failed::Busy) => Err(Status::Busy),
     }
 }
 
@@ -216,7 +217,7 @@ pub(crate) async fn discard_until_done(
         loop {
             match one_of_many(world, ino, 0, change, None).await {
                 Ok(blocks) => return blocks,
-                Err(error) => tracing::warn!(%ino, %error, "chunk 0 cannot be discarded yet"),
+                Err(error) => tracing::warn!(%ino, ?error, "chunk 0 cannot be discarded yet"),
             }
             world.back_off(RETRY_MS).await;
         }
