@@ -35,8 +35,8 @@ enum Verb {
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
         nodes: u16,
         /// Size of each node's volume, the first time.
-        #[arg(long)]
-        size: Option<String>,
+        #[arg(long, default_value = "4G")]
+        size: String,
         /// Where everything is kept.
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
@@ -61,7 +61,7 @@ enum Verb {
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.verb {
         Verb::Up { mountpoint, nodes, size, dir } => {
-            up(&Home(home(dir)?), &std::path::absolute(mountpoint)?, nodes, size.as_deref())
+            up(&Home(home(dir)?), &std::path::absolute(mountpoint)?, nodes, &size)
         }
         Verb::Down { dir, wipe } => down(&Home(home(dir)?), wipe),
         Verb::Status { dir } => show(&Home(home(dir)?)),
@@ -131,7 +131,7 @@ impl Home {
     }
 }
 
-fn up(home: &Home, mountpoint: &Path, count: u16, size: Option<&str>) -> Result<(), Failure> {
+fn up(home: &Home, mountpoint: &Path, count: u16, size: &str) -> Result<(), Failure> {
     if !home.nodes().exists() {
         prepare(home, count)?;
     }
@@ -183,15 +183,13 @@ fn prepare(home: &Home, count: u16) -> Result<(), Failure> {
 }
 
 /// Starts a node and waits until it says that it is ready.
-fn start_node(home: &Home, id: u16, address: &str, size: Option<&str>) -> Result<Child, Failure> {
+fn start_node(home: &Home, id: u16, address: &str, size: &str) -> Result<Child, Failure> {
     let log = fs::File::options().create(true).append(true).open(home.log(id))?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--log", "info", "serve", "--listen", address, "--id", &id.to_string()]);
     command.arg("--data").arg(home.node(id).join("data"));
     command.arg("--nodes").arg(home.nodes()).arg("--key").arg(home.key());
-    if let Some(size) = size {
-        command.args(["--size", size]);
-    }
+    command.args(["--size", size]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
     let mut child = command.spawn()?;
     fs::write(home.pid_file(id), child.id().to_string())?;
