@@ -11,14 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sealfs_tests::cluster::{Cluster, binary, run};
-
-/// Bytes that differ at every offset and for every `seed`.
-fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut bytes = vec![0; len];
-    random.fill(&mut bytes);
-    bytes
-}
+use sealfs_tests::{named_content, pattern};
 
 #[test]
 fn a_file_survives_the_death_of_every_node() {
@@ -43,56 +36,41 @@ fn a_file_survives_the_death_of_every_node() {
 fn everything_acknowledged_survives_kill_9_under_load() {
     let mut cluster = Cluster::start(3);
     let mount = cluster.mount();
-    let stop = AtomicBool::new(false);
-    let written = thread::scope(|scope| {
-        let writers: Vec<_> = (0..4_u64)
-            .map(|writer| {
-                let (stop, mount) = (&stop, &mount);
-                scope.spawn(move || write_until(stop, &mount.join(format!("w{writer}")), writer))
-            })
-            .collect();
-        for round in 0..6 {
-            thread::sleep(Duration::from_millis(700));
-            let at = round % 3;
-            cluster.kill_node(at);
-            cluster.start_node(at);
-        }
-        stop.store(true, Ordering::Relaxed);
-        writers.into_iter().map(|writer| writer.join().unwrap()).collect::<Vec<_>>()
-    });
+    let mut writers = Command::new(env!("CARGO_BIN_EXE_writers"))
+        .arg(&mount)
+        .arg("4")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    for round in 0..6 {
+        thread::sleep(Duration::from_millis(700));
+        let at = round % 3;
+        cluster.kill_node(at);
+        cluster.start_node(at);
+    }
+    drop(writers.stdin.take());
+    let output = writers.wait_with_output().unwrap();
+    assert!(output.status.success(), "a writer has failed");
+    let mut written = vec![BTreeSet::new(); 4];
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let (writer, name) = line.split_once(' ').unwrap();
+        written[writer.parse::<usize>().unwrap()].insert(name.to_owned());
+    }
     let again = cluster.mount();
-    for (writer, names) in (0_u64..).zip(&written) {
+    for (writer, names) in written.iter().enumerate() {
         let dir = again.join(format!("w{writer}"));
         let found: BTreeSet<String> = fs::read_dir(&dir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         assert!(names.len() > 3, "writer {writer} wrote only {} files", names.len());
-        assert_eq!(found, names.iter().cloned().collect(), "names of writer {writer}");
+        assert_eq!(found, *names, "names of writer {writer}");
         for name in names {
-            let seed = name.parse().unwrap();
-            let expected = pattern(seed, (seed % 3_000_000) as usize);
-            assert!(fs::read(dir.join(name)).unwrap() == expected, "content of {writer}/{name}");
+            let read = fs::read(dir.join(name)).unwrap();
+            assert!(read == named_content(name), "content of {writer}/{name}");
         }
     }
-}
-
-/// Makes files until told to stop; every operation must succeed. Returns the names that must be there.
-fn write_until(stop: &AtomicBool, dir: &Path, writer: u64) -> Vec<String> {
-    let mut random = fastrand::Rng::with_seed(writer);
-    let mut names = Vec::new();
-    fs::create_dir(dir).unwrap();
-    while !stop.load(Ordering::Relaxed) {
-        let seed = random.u64(..1 << 40);
-        let (unfinished, name) = (dir.join("unfinished"), seed.to_string());
-        fs::write(&unfinished, pattern(seed, (seed % 3_000_000) as usize)).unwrap();
-        fs::rename(&unfinished, dir.join(&name)).unwrap();
-        names.push(name);
-        if names.len().is_multiple_of(5) {
-            fs::remove_file(dir.join(names.swap_remove(random.usize(..names.len())))).unwrap();
-        }
-    }
-    names
 }
 
 #[test]
