@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealfs_client_core::Fs;
-use sealfs_proto::{Address, ClusterMap, Request, ShardId, TransportKind};
+use sealfs_proto::{Address, ClusterMap, Request, ShardId};
 use sealfs_ring::{Completion, Config, Owner, Pool, Ring};
 use sealfs_tcp::Tcp;
 use sealfs_transport::tasks::{Tasks, join_all};
@@ -115,12 +115,11 @@ impl Link {
 /// Learns the map from whichever of the nodes at `addresses` answers.
 pub(crate) fn learn_map(
     key: &Key,
-    addresses: &[String],
+    addresses: &[Address],
     timeout_ms: u64,
 ) -> Result<ClusterMap, MountError> {
     let link = Link::new(key.clone(), timeout_ms, SMALL_POOL_LEN)?;
-    let address = |text: &String| Address { transport: TransportKind::Tcp, text: text.clone() };
-    let (calls, addresses) = (link.calls.clone(), addresses.iter().map(address).collect());
+    let (calls, addresses) = (link.calls.clone(), addresses.to_vec());
     let until = sealfs_ring::now().mono.after_ms(timeout_ms + GRACE_MS);
     let joined = link.block_on(until, None, async move { calls.join(addresses).await })?;
     let map = match joined {

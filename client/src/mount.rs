@@ -19,7 +19,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use sealfs_client_core::{Fs, Options};
-use sealfs_proto::{ClusterMap, Ino};
+use sealfs_proto::{Address, ClusterMap, Ino};
 use sealfs_ring::{Op, Owner};
 use sealfs_transport::{Instant, Key};
 
@@ -32,8 +32,8 @@ use crate::{MountOptions, TransportChoice, point};
 /// What to mount where.
 #[derive(Clone, Debug)]
 pub struct MountConfig {
-    /// Addresses (`host:port`) of some or all nodes; the map is learned from the first that answers.
-    pub nodes: Vec<String>,
+    /// Addresses of some or all nodes; the map is learned from the first that answers.
+    pub nodes: Vec<Address>,
     /// An existing directory.
     pub mountpoint: PathBuf,
     /// The rest; `options.key` must be set.

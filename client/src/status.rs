@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sealfs_proto::{
-    ClusterMap, Node, NodeId, NodeStatus, Reply, Request, ShardId, TransportKind, nodes,
+    Address, ClusterMap, Node, NodeId, NodeStatus, Reply, Request, ShardId, TransportKind, nodes,
 };
 use sealfs_transport::tasks::join_all;
 use sealfs_transport::{Answer, Ask, CallError};
@@ -27,10 +27,10 @@ pub struct ClusterStatus {
 pub struct Reached {
     /// Which.
     pub id: NodeId,
-    /// The address that was tried.
+    /// How the nodes' list names it.
     pub address: String,
-    /// With what.
-    pub transport: TransportKind,
+    /// With what it was reached.
+    pub transport: Option<TransportKind>,
     /// Its status, or why there is none.
     pub status: Result<NodeStatus, String>,
 }
@@ -38,7 +38,7 @@ pub struct Reached {
 /// Asks the nodes at `addresses` for the map, then every node of it for its status, all at once; each within `timeout`.
 /// An error only if no node answers at all: it names each and the cause.
 pub fn cluster_status(
-    addresses: &[String],
+    addresses: &[Address],
     key: &Path,
     timeout: Duration,
 ) -> Result<ClusterStatus, MountError> {
@@ -54,25 +54,26 @@ pub fn cluster_status(
     let until = sealfs_ring::now().mono.after_ms(timeout_ms + GRACE_MS);
     let answers = link.block_on(until, None, all)?.unwrap_or_default();
     let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-    let nodes = map.nodes.iter().zip(answers).map(|(node, answer)| reached(node, answer)).collect();
+    let peers = link.calls.peers();
+    let transport = |id| peers.iter().find(|peer| peer.node == id)?.connected;
+    let reached = |(node, answer): (&Node, _)| reached(node, transport(node.id), answer);
+    let nodes = map.nodes.iter().zip(answers).map(reached).collect();
     link.leave();
     Ok(ClusterStatus { map, nodes })
 }
 
-fn reached(node: &Node, answer: Option<Result<Answer, CallError>>) -> Reached {
-    let address = node.addresses.iter().find(|address| address.transport == TransportKind::Tcp);
+fn reached(
+    node: &Node,
+    transport: Option<TransportKind>,
+    answer: Option<Result<Answer, CallError>>,
+) -> Reached {
     let status = match answer {
         Some(Ok(Answer { reply: Reply::Status(status), .. })) => Ok(status),
         Some(Ok(answer)) => Err(format!("it answered {:?}, which is no status", answer.reply)),
         Some(Err(error)) => Err(error.to_string()),
         None => Err("no answer".into()),
     };
-    Reached {
-        id: node.id,
-        address: address.map_or_else(String::new, |address| address.text.clone()),
-        transport: TransportKind::Tcp,
-        status,
-    }
+    Reached { id: node.id, address: nodes::tcp_address(node).to_owned(), transport, status }
 }
 
 /// Beyond the calls' own timeout, milliseconds.

@@ -43,6 +43,15 @@ pub struct Node {
     pub addresses: Vec<Address>,
 }
 
+impl Node {
+    /// Where it listens with `kind`.
+    #[must_use]
+    pub fn address(&self, kind: TransportKind) -> Option<&str> {
+        let found = self.addresses.iter().find(|address| address.transport == kind);
+        found.map(|address| address.text.as_str())
+    }
+}
+
 /// The map. Nodes are sorted by id; [`ClusterMap::check`] holds.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub struct ClusterMap {

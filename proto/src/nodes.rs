@@ -3,6 +3,7 @@
 //! ```text
 //! 1@node-a:7000, 2@node-b:7000 weight=150     items stand between commas or on lines of their own
 //! [fd00::7]:7000                              without an id: numbered from 1 in the order of the list
+//! 3@node-c:7000 rdma=node-c-ib:7000           where it listens with RDMA, if not at the same address
 //! shards=8192                                 # fixed at format; default: 1,024 per node, a power of two
 //! chunk=1M
 //! cluster=0123456789abcdef0123456789abcdef    # default: derived from the key and the list
@@ -130,7 +131,9 @@ fn cluster_id(value: &str) -> Result<ClusterId, MapError> {
 
 /// One node; id 0 if it carries none.
 fn node(item: &str) -> Result<Node, MapError> {
-    let bad = |cause: &str| MapError(format!("`{item}`: {cause}; write [ID@]HOST:PORT [weight=N]"));
+    let bad = |cause: &str| {
+        MapError(format!("`{item}`: {cause}; write [ID@]HOST:PORT [weight=N] [rdma=HOST:PORT]"))
+    };
     let mut words = item.split_whitespace();
     let first = words.next().unwrap_or_default();
     let (id, address) = match first.split_once('@') {
@@ -141,13 +144,22 @@ fn node(item: &str) -> Result<Node, MapError> {
         }
     };
     check_address(address).map_err(bad)?;
-    let mut weight = WEIGHT;
+    let (mut weight, mut rdma) = (WEIGHT, address);
     for word in words {
-        let value = word.strip_prefix("weight=").ok_or_else(|| bad("there is more than a node"))?;
-        weight = value.parse().map_err(|_| bad("the weight is no number"))?;
+        match word.split_once('=') {
+            Some(("weight", value)) => {
+                weight = value.parse().map_err(|_| bad("the weight is no number"))?;
+            }
+            Some(("rdma", value)) => {
+                check_address(value).map_err(bad)?;
+                rdma = value;
+            }
+            _ => return Err(bad("there is more than a node")),
+        }
     }
-    let addresses = vec![Address { transport: TransportKind::Tcp, text: address.to_owned() }];
-    Ok(Node { id: NodeId(id), weight, addresses })
+    let addresses = [(TransportKind::Rdma, rdma), (TransportKind::Tcp, address)]
+        .map(|(transport, text)| Address { transport, text: text.to_owned() });
+    Ok(Node { id: NodeId(id), weight, addresses: addresses.into() })
 }
 
 fn check_address(address: &str) -> Result<(), &'static str> {
@@ -170,20 +182,30 @@ fn numbered(mut nodes: Vec<Node>) -> Result<Vec<Node>, MapError> {
     if let (Some(with), Some(without)) = (with.first(), without.first()) {
         return Err(MapError(format!(
             "node `{}` has an id and `{}` has none; write an id for all nodes or for none",
-            with.addresses[0].text, without.addresses[0].text
+            tcp_address(with),
+            tcp_address(without)
         )));
     }
     if with.is_empty() {
         (1..).zip(&mut nodes).for_each(|(id, node)| node.id = NodeId(id));
     }
     nodes.sort_by_key(|node| node.id);
-    let mut addresses: Vec<&str> =
-        nodes.iter().map(|node| node.addresses[0].text.as_str()).collect();
+    let mut addresses: Vec<(TransportKind, &str)> = nodes
+        .iter()
+        .flat_map(|node| &node.addresses)
+        .map(|address| (address.transport, address.text.as_str()))
+        .collect();
     addresses.sort_unstable();
     match addresses.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(MapError(format!("address {} belongs to two nodes", pair[0]))),
+        Some(pair) => Err(MapError(format!("address {} belongs to two nodes", pair[0].1))),
         None => Ok(nodes),
     }
+}
+
+/// How the list names a node: where it listens with TCP.
+#[must_use]
+pub fn tcp_address(node: &Node) -> &str {
+    node.address(TransportKind::Tcp).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -208,7 +230,16 @@ mod tests {
         let list = list.unwrap();
         assert_eq!((list.shards_log2, list.chunk_size), (13, 65_536));
         assert_eq!(list.cluster.unwrap().to_string(), "000102030405060708090a0b0c0d0eff");
-        assert_eq!(list.nodes[0].addresses[0].text, "[::1]:1");
+        assert_eq!(list.nodes[0].address(TransportKind::Tcp), Some("[::1]:1"));
+    }
+
+    #[test]
+    fn a_node_listens_with_rdma_where_it_does_with_tcp_unless_told_otherwise() {
+        let list = parse("a:1, b:1 rdma=b-ib:2").unwrap();
+        let addresses = |kind| list.nodes.iter().map(move |node| node.address(kind).unwrap());
+        assert_eq!(addresses(TransportKind::Tcp).collect::<Vec<_>>(), ["a:1", "b:1"]);
+        assert_eq!(addresses(TransportKind::Rdma).collect::<Vec<_>>(), ["a:1", "b-ib:2"]);
+        assert_eq!(list.nodes[0].addresses[0].transport, TransportKind::Rdma, "best first");
     }
 
     #[test]
@@ -234,6 +265,8 @@ mod tests {
             ("a:1 weight=0", "weight 0"),
             ("a:1 weight=x", "the weight is no number"),
             ("a:1 fast", "more than a node"),
+            ("a:1 rdma=b", "there is no port"),
+            ("a:1 rdma=c:1,b:1 rdma=c:1", "address c:1 belongs to two nodes"),
             ("a:1,shards=5000", "power of two"),
             ("a:1,chunk=3M", "chunk size"),
             ("a:1,chunk=x", "chunk=1M"),

@@ -193,29 +193,28 @@ fn read_key(path: &Path) -> Result<Key, ConfigError> {
 
 /// Which node this is, and where it listens.
 fn own_place(
-    nodes: &NodeList,
+    list: &NodeList,
     id: Option<u16>,
     listen: Option<String>,
 ) -> Result<(NodeId, String), ConfigError> {
     let known = || {
-        let known: Vec<String> = nodes
+        let known: Vec<String> = list
             .nodes
             .iter()
             .take(8)
-            .map(|node| format!("{}@{}", node.id, node.addresses[0].text))
+            .map(|node| format!("{}@{}", node.id, nodes::tcp_address(node)))
             .collect();
         known.join(", ")
     };
     let node = match (id, &listen) {
-        (Some(id), _) => nodes.nodes.iter().find(|node| node.id.0 == id).ok_or_else(|| {
+        (Some(id), _) => list.nodes.iter().find(|node| node.id.0 == id).ok_or_else(|| {
             ConfigError(format!("id {id}: no such node in the list ({})", known()))
         })?,
         (None, None) => {
             return required(None, "id", "N, which of the nodes this is (or --listen its address)");
         }
         (None, Some(listen)) => {
-            let own = |text: &str| text == listen;
-            let found = nodes.nodes.iter().find(|node| own(&node.addresses[0].text));
+            let found = list.nodes.iter().find(|node| nodes::tcp_address(node) == listen);
             found.ok_or_else(|| {
                 ConfigError(format!(
                     "listen {listen}: this address is none of the nodes' ({}); add --id N to say which node this is",
@@ -224,7 +223,7 @@ fn own_place(
             })?
         }
     };
-    Ok((node.id, listen.unwrap_or_else(|| node.addresses[0].text.clone())))
+    Ok((node.id, listen.unwrap_or_else(|| nodes::tcp_address(node).to_owned())))
 }
 
 fn check_transport(name: Option<&str>) -> Result<(), ConfigError> {

@@ -97,6 +97,10 @@ impl<T: Transport> Faulty<T> {
 }
 
 impl<T: Transport> Transport for Faulty<T> {
+    fn reaches(&self, address: &Address) -> bool {
+        self.inner.reaches(address)
+    }
+
     fn connect(&mut self, address: &Address, hello: Hello) -> Conn {
         self.inner.connect(address, hello)
     }

@@ -150,6 +150,8 @@ pub enum Event {
 
 /// One thread's endpoint.
 pub trait Transport {
+    /// Whether it can connect to such an address at all. [`Calls`] tries the others only if there is no such one.
+    fn reaches(&self, address: &Address) -> bool;
     /// Begins to connect; ends in `Opened` or `Closed`. Cost: two round trips.
     fn connect(&mut self, address: &Address, hello: Hello) -> Conn;
     /// Answers [`Event::Proven`]: `Ok` ends in `Opened`; an error ([`CloseReason::NoSession`] or

@@ -107,11 +107,14 @@ pub(crate) const FEATURES_INCOMPATIBLE: u64 = 0;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sealfs_proto::{ClusterId, nodes};
+    use sealfs_proto::{Address, ClusterId, TransportKind, nodes};
 
     fn sample() -> Superblock {
+        let mut map = nodes::parse("a:1,b:2").unwrap().map(ClusterId([7; 16]));
+        let is_tcp = |address: &Address| address.transport == TransportKind::Tcp;
+        map.nodes.iter_mut().for_each(|node| node.addresses.retain(is_tcp));
         Superblock {
-            map: nodes::parse("a:1,b:2").unwrap().map(ClusterId([7; 16])),
+            map,
             node: NodeId(2),
             instance: 99,
             volume_len: 1 << 28,

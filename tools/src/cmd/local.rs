@@ -225,8 +225,8 @@ fn mount(home: &Home, mountpoint: &Path) -> Result<(), Failure> {
 }
 
 fn show(home: &Home) -> Result<(), Failure> {
-    let addresses: Vec<String> =
-        home.node_lines()?.into_iter().map(|(_, address)| address).collect();
+    let nodes = home.nodes();
+    let addresses = super::mount::addresses(&nodes.to_string_lossy())?;
     let status = sealfs_client::cluster_status(&addresses, &home.key(), Duration::from_secs(5))?;
     print!("{}", super::status::table(&status));
     Ok(())

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use sealfs_client::{Forked, Mount, MountConfig, MountOptions, Started, daemonize};
+use sealfs_proto::Address;
 
 use crate::Failure;
 
@@ -87,9 +88,9 @@ fn serve(config: MountConfig, started: Started) -> Result<(), Failure> {
 }
 
 /// The addresses in `text`: a list, or the path of a file with one.
-pub(crate) fn addresses(text: &str) -> Result<Vec<String>, Failure> {
+pub(crate) fn addresses(text: &str) -> Result<Vec<Address>, Failure> {
     let nodes = sealfs_client::read_nodes(text)?;
-    Ok(nodes.into_iter().flat_map(|node| node.addresses).map(|address| address.text).collect())
+    Ok(nodes.into_iter().flat_map(|node| node.addresses).collect())
 }
 
 /// mount(8) calls `mount.sealfs NODES MOUNTPOINT [-sfnv] [-o LIST]`: the same as `sealfs mount`.

@@ -57,7 +57,8 @@ pub(crate) fn table(status: &ClusterStatus) -> String {
 }
 
 fn row(node: &Reached) -> String {
-    let start = format!("{:4}  {:21}  {:9}  ", node.id.0, node.address, node.transport.to_string());
+    let transport = transport(node);
+    let start = format!("{:4}  {:21}  {transport:9}  ", node.id.0, node.address);
     match &node.status {
         Ok(status) => format!(
             "{start}{:7}  {:5}  {:6}  {:>9}  {:>9}  {:8}\n",
@@ -70,6 +71,11 @@ fn row(node: &Reached) -> String {
         ),
         Err(cause) => format!("{start}unreachable: {cause}\n"),
     }
+}
+
+/// With what it was reached; `-`: not at all.
+fn transport(node: &Reached) -> String {
+    node.transport.map_or_else(|| "-".into(), |kind| kind.to_string())
 }
 
 fn json(status: &ClusterStatus) -> serde_json::Value {
@@ -87,7 +93,7 @@ fn node_json(node: &Reached) -> serde_json::Value {
     let mut value = serde_json::json!({
         "id": node.id.0,
         "address": node.address,
-        "transport": node.transport.to_string(),
+        "transport": node.transport.map(|kind| kind.to_string()),
         "reachable": node.status.is_ok(),
     });
     match &node.status {

@@ -80,8 +80,17 @@ impl Inner {
 
     pub(super) fn set_peer(&mut self, node: NodeId, addresses: Vec<Address>) {
         if !addresses.is_empty() {
-            self.link(node).addresses = addresses;
+            self.link(node).addresses = self.reachable(addresses);
         }
+    }
+
+    /// Those that the transport can connect to; all if there are none, so that connecting says why not.
+    pub(super) fn reachable(&self, mut addresses: Vec<Address>) -> Vec<Address> {
+        let reaches = |address: &Address| self.transport.reaches(address);
+        if addresses.iter().any(reaches) {
+            addresses.retain(reaches);
+        }
+        addresses
     }
 
     /// When a call that is made now is late.

@@ -82,7 +82,10 @@ impl Calls {
     /// Asks whichever node listens at one of `addresses` for the cluster map, and uses it (as [`Calls::set_map`] does): for
     /// a client that knows addresses and the key only. Fails when all have refused, or after the timeout.
     pub async fn join(&self, addresses: Vec<Address>) -> Result<ClusterMap, CallError> {
-        let deadline = self.0.inner.borrow().deadline();
+        let (deadline, addresses) = {
+            let inner = self.0.inner.borrow();
+            (inner.deadline(), inner.reachable(addresses))
+        };
         loop {
             let (mut causes, mut all_refused) = (Vec::new(), true);
             for address in &addresses {

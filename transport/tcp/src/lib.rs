@@ -37,7 +37,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sealfs_proto::Address;
+use sealfs_proto::{Address, TransportKind};
 use sealfs_ring::{Completion, Ring, Timeouts};
 use sealfs_transport::{
     CloseReason, Conn, Event, Frame, Hello, Identity, Instant, Region, Transport,
@@ -94,6 +94,10 @@ impl Tcp {
 }
 
 impl Transport for Tcp {
+    fn reaches(&self, address: &Address) -> bool {
+        address.transport == TransportKind::Tcp
+    }
+
     /// A host name is looked up here and now, which blocks; the answer is kept until connecting to it fails.
     fn connect(&mut self, address: &Address, hello: Hello) -> Conn {
         self.0.borrow_mut().connect(&address.text, hello)

@@ -141,6 +141,10 @@ fn is_change(request: &Request) -> bool {
 struct FakeTransport(Rc<RefCell<Net>>);
 
 impl Transport for FakeTransport {
+    fn reaches(&self, _: &Address) -> bool {
+        true
+    }
+
     fn connect(&mut self, address: &Address, hello: Hello) -> Conn {
         let mut net = self.0.borrow_mut();
         net.last += 1;
