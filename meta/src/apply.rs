@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use sealfs_proto::{Attr, Entry, Ino, Part, Reply, ShardId, Time, TxId};
 
 use crate::access::{ACL_ACCESS, CAPABILITY};
+use crate::snapshot::walk;
 use crate::state::{Body, Inode, Unlinked};
 use crate::{Answer, AttrChange, Change, Record, State, part};
 
@@ -54,6 +55,7 @@ pub enum Effect {
 /// does not fit the state (which only a bug or a forged journal could bring) changes nothing but the record's number.
 pub fn apply(state: &mut State, record: &Record) -> Applied {
     let mut effects = Vec::new();
+    walk::record(state, record);
     state.number += 1;
     let reply = change(state, &record.change, record.now, &mut effects);
     if let Some(origin) = record.origin {

@@ -7,6 +7,7 @@
 use sealfs_proto::{Attr, Errno, Ino, Kind, Part, Reply, Time, Who, limits};
 
 use crate::access::{CHANGE, PASS, WRITE, require, require_sticky};
+use crate::snapshot::walk;
 use crate::state::{Body, Directory, DirectoryEntry, Inode, State, Unlinked};
 use crate::{Effect, Refused};
 
@@ -164,6 +165,7 @@ pub(crate) fn apply(state: &mut State, parts: &[Part], now: Time, effects: &mut 
 }
 
 fn apply_one(state: &mut State, part: &Part, now: Time, effects: &mut Vec<Effect>) {
+    walk::part(state, part);
     match part {
         Part::NewInode { attr, parent, target, xattrs } => {
             state.numbers.used(attr.ino.number());

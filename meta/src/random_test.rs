@@ -92,7 +92,7 @@ fn request(world: &World, random: &mut Rng) -> Request {
 
 #[test]
 fn random_changes_leave_a_sound_cluster_that_replays_to_itself() {
-    let mut done = 0_u32;
+    let (mut done, mut taken) = (0_u32, 0);
     for seed in 0..60 {
         let mut random = Rng::with_seed(seed);
         let mut world = World::new();
@@ -105,8 +105,10 @@ fn random_changes_leave_a_sound_cluster_that_replays_to_itself() {
             }
         }
         world.assert_sound();
+        taken += world.taken;
     }
     assert!(done > 4_000, "the changes are meant to succeed now and then: {done}");
+    assert!(taken > 1_000, "snapshots are taken while records come: {taken}");
 }
 
 /// A transaction on its way.
@@ -208,7 +210,7 @@ fn restart(world: &mut World, shard: ShardId, flights: &mut [Flight]) {
 
 #[test]
 fn interleaved_transactions_with_crashes_leave_a_sound_cluster() {
-    let (mut begun, mut committed, mut together) = (0, 0, 0);
+    let (mut begun, mut committed, mut together, mut taken) = (0, 0, 0, 0);
     for seed in 0..60 {
         let mut random = Rng::with_seed(1_000 + seed);
         let mut world = World::new();
@@ -245,6 +247,8 @@ fn interleaved_transactions_with_crashes_leave_a_sound_cluster() {
             world.states.iter().flat_map(|state| state.prepared().map(|(tx, _)| tx)).collect();
         assert!(prepared.is_empty(), "seed {seed}: {prepared:?}");
         world.assert_sound();
+        taken += world.taken;
     }
+    assert!(taken > 1_000, "snapshots are taken while records come: {taken}");
     assert!(together > 4 && begun > 2_000 && committed > 1_000, "{together} {begun} {committed}");
 }

@@ -6,6 +6,7 @@ use sealfs_proto::{
 };
 
 use crate::check::{check, check_all};
+use crate::snapshot::Encoder;
 use crate::{
     Applied, Asked, Change, Effect, Facts, Inode, Kept, Origin, Planned, Question, Record, Refused,
     RootOptions, State, Target, Transaction, apply, forget, plan, plan_reclaim, prepare, read,
@@ -59,6 +60,10 @@ pub(crate) struct World {
     pub(crate) sequence: u64,
     /// Whether an inode without links is reclaimed at once, as if nobody had it open.
     pub(crate) reclaims: bool,
+    /// The snapshot of each shard that is being taken, and what it must become.
+    taking: Vec<Option<(Encoder, Vec<u8>)>>,
+    /// Snapshots that were taken while records came.
+    pub(crate) taken: u32,
 }
 
 impl World {
@@ -66,7 +71,14 @@ impl World {
     pub(crate) fn new() -> Self {
         let mut states: Vec<State> = (0..4).map(|shard| State::new(ShardId(shard))).collect();
         states[0] = State::with_root(RootOptions { mode: 0o777, ..RootOptions::default() }, at(0));
-        let mut world = Self { states, records: vec![Vec::new(); 4], sequence: 0, reclaims: true };
+        let mut world = Self {
+            states,
+            records: vec![Vec::new(); 4],
+            sequence: 0,
+            reclaims: true,
+            taking: vec![None; 4],
+            taken: 0,
+        };
         (0..4).for_each(|shard| world.reserve(ShardId(shard)));
         world
     }
@@ -94,12 +106,39 @@ impl World {
     pub(crate) fn append(&mut self, shard: ShardId, record: Record) -> Applied {
         let stored: Record = decode("record", &encode(&record)).expect("a record can be stored");
         assert_eq!(stored, record);
+        self.take_slice(shard);
         let applied = apply(self.state(shard), &record);
         self.records[usize::from(shard.0)].push(record);
         for effect in &applied.effects {
             self.follow(shard, *effect);
         }
         applied
+    }
+
+    /// Goes on with the snapshot of the shard: whatever came since it was begun, it is what it was then.
+    fn take_slice(&mut self, shard: ShardId) {
+        let at = usize::from(shard.0);
+        let (state, taking) = (&mut self.states[at], &mut self.taking[at]);
+        // A state that was replayed knows nothing of the snapshot that another one was in.
+        let (encoder, _) = match taking {
+            Some(taking) if state.walk.is_some() => taking,
+            _ => {
+                let whole = bytes(state);
+                taking.insert((Encoder::begin(ClusterId([7; 16]), NodeId(1), state), whole))
+            }
+        };
+        encoder.room = 1 + self.records[at].len() * 37 % 1_500;
+        if !encoder.state_slice(state) {
+            return;
+        }
+        if let Some((mut encoder, whole)) = taking.take() {
+            encoder.chunk_slice(|out, _| {
+                out.extend(b"chunks");
+                true
+            });
+            assert!(encoder.finish().concat() == whole, "the snapshot of shard {shard} differs");
+            self.taken += 1;
+        }
     }
 
     fn follow(&mut self, shard: ShardId, effect: Effect) {

@@ -33,9 +33,20 @@ impl From<FileError> for DiskError {
 /// Writes `bytes` as `dir`/`name`: temporary file, fsync, rename, fsync of the directory. After a crash there is either the
 /// old or the new content. The error names the stage.
 pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FileError> {
+    replace_by_pieces(dir, name, &[bytes])
+}
+
+/// As [`replace`], by pieces that follow each other.
+pub(crate) fn replace_by_pieces(
+    dir: &Path,
+    name: &str,
+    pieces: &[impl AsRef<[u8]>],
+) -> Result<(), FileError> {
     let (path, new) = (dir.join(name), dir.join(name.to_owned() + NEW));
     let mut file = File::create(&new).map_err(failed("create", &new))?;
-    file.write_all(bytes).map_err(failed("write", &new))?;
+    for piece in pieces {
+        file.write_all(piece.as_ref()).map_err(failed("write", &new))?;
+    }
     file.sync_all().map_err(failed("sync", &new))?;
     fs::rename(&new, &path).map_err(failed("rename to its place", &new))?;
     sync_directory(dir)

@@ -69,6 +69,11 @@ impl Directory {
             .map(|(cookie, entry)| (*cookie, entry))
     }
 
+    /// The cookie of this name's entry, or, if there is none, the one that [`Directory::insert`] would give it.
+    pub(crate) fn cookie_for(&self, name: &[u8]) -> u64 {
+        self.cookie(name).unwrap_or_else(|| self.free_from(own_cookie(name)))
+    }
+
     /// Adds an entry whose name is not there.
     pub(crate) fn insert(&mut self, name: &[u8], ino: Ino, kind: Kind) {
         let own = own_cookie(name);

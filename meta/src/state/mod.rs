@@ -20,6 +20,8 @@ use sealfs_proto::{
     Attr, Errno, Ino, Kind, Part, Prepare, Reply, Sequence, SessionId, ShardId, Time, TxId, limits,
 };
 
+use crate::snapshot::walk::Walk;
+
 pub use directory::{Directory, DirectoryEntry};
 pub(crate) use holds::{Hold, Holds, Key};
 pub use inode::{Body, Inode, Unlinked};
@@ -42,6 +44,8 @@ pub struct State {
     pub(crate) resolved: BTreeSet<TxId>,
     pub(crate) sessions: Sessions,
     pub(crate) holds: Holds,
+    /// Of a snapshot that is being taken.
+    pub(crate) walk: Option<Box<Walk>>,
 }
 
 /// How the root directory begins.
@@ -93,6 +97,7 @@ impl State {
             resolved: BTreeSet::new(),
             sessions: Sessions::default(),
             holds: Holds::default(),
+            walk: None,
         }
     }
 

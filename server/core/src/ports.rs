@@ -40,8 +40,8 @@ pub enum DiskOp {
     Snapshot {
         /// Whose.
         shard: ShardId,
-        /// As `sealfs_meta::snapshot` has encoded it.
-        bytes: Option<Vec<u8>>,
+        /// As `sealfs_meta::snapshot` has encoded it, in pieces that follow each other.
+        bytes: Option<Vec<Vec<u8>>>,
     },
     /// Entries of this core's journal below `position` are in snapshots: segments that hold nothing else may go.
     Cut {

@@ -191,12 +191,12 @@ fn after_a_failed_append_everything_fails_with_the_file() {
 fn snapshots_are_replaced_and_removed() {
     let mut world = world();
     let path = world.dir.path().join("snapshots/000a.snap");
-    for bytes in [Some(vec![1; 100]), Some(vec![2; 50]), None, None] {
+    for bytes in [Some(vec![vec![1; 100], vec![], vec![3]]), Some(vec![vec![2; 50]]), None, None] {
         let shard = ShardId(10);
         world.run(DiskOp::Snapshot { shard, bytes: bytes.clone() }).unwrap();
-        assert_eq!(std::fs::read(&path).ok(), bytes);
+        assert_eq!(std::fs::read(&path).ok(), bytes.map(|pieces| pieces.concat()));
     }
     std::fs::remove_dir(world.dir.path().join("snapshots")).unwrap();
-    let error = world.run(DiskOp::Snapshot { shard: ShardId(1), bytes: Some(vec![1]) });
+    let error = world.run(DiskOp::Snapshot { shard: ShardId(1), bytes: Some(vec![vec![1]]) });
     assert!(error.unwrap_err().what.contains("cannot create"));
 }

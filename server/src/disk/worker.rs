@@ -14,7 +14,9 @@ use sealfs_proto::ShardId;
 use sealfs_ring::Wake;
 
 use crate::datadir::snapshot_name;
-use crate::files::{FileError, failed, remove, remove_file_if_there, replace, sync_directory};
+use crate::files::{
+    FileError, failed, remove, remove_file_if_there, replace_by_pieces, sync_directory,
+};
 use crate::segments::Spare;
 
 /// What the worker is asked.
@@ -26,7 +28,7 @@ pub(super) enum Job {
     /// Removes segments.
     Remove { id: u64, paths: Vec<PathBuf> },
     /// Replaces or removes a shard's snapshot in `dir`.
-    Snapshot { id: u64, dir: PathBuf, shard: ShardId, bytes: Option<Vec<u8>> },
+    Snapshot { id: u64, dir: PathBuf, shard: ShardId, bytes: Option<Vec<Vec<u8>>> },
 }
 
 /// What became of a job.
@@ -98,7 +100,7 @@ impl Job {
             Self::Snapshot { id, dir, shard, bytes } => {
                 let name = snapshot_name(shard);
                 let done = match bytes {
-                    Some(bytes) => replace(&dir, &name, &bytes),
+                    Some(pieces) => replace_by_pieces(&dir, &name, &pieces),
                     None => remove(&dir, &name),
                 };
                 Outcome::Done(id, done)

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use sealfs_meta::snapshot::Before;
 use sealfs_proto::{Corrupt, Ino, ShardId, chunk_shard, limits};
 
 use super::record::{BLOCKS_MAX, BlockState, Change, ChunkRecord, Run};
@@ -24,6 +25,8 @@ pub(super) struct Map {
     /// Which chunks a shard has: its snapshot costs what it holds.
     by_shard: BTreeMap<ShardId, BTreeSet<Key>>,
     used: u64,
+    /// The shard whose snapshot is being taken, and what the snapshot needs of what changes meanwhile.
+    taking: Option<(ShardId, Before<Key>)>,
 }
 
 /// A chunk's inode and index.
@@ -71,7 +74,7 @@ pub(super) struct Effect {
 
 impl Map {
     pub(super) fn new(shards: u32) -> Self {
-        Self { shards, chunks: BTreeMap::new(), by_shard: BTreeMap::new(), used: 0 }
+        Self { shards, chunks: BTreeMap::new(), by_shard: BTreeMap::new(), used: 0, taking: None }
     }
 
     pub(super) fn chunk(&self, key: Key) -> Option<&Chunk> {
@@ -94,15 +97,17 @@ impl Map {
         self.chunks.range(range).map(|((_, index), chunk)| (*index, chunk))
     }
 
-    /// The chunks of a shard.
-    pub(super) fn shard(&self, shard: ShardId) -> impl Iterator<Item = (Key, &Chunk)> {
-        let keys = self.by_shard.get(&shard).into_iter().flatten();
+    /// The chunks of a shard behind one.
+    fn shard(&self, shard: ShardId, walked: Option<Key>) -> impl Iterator<Item = (Key, &Chunk)> {
+        let behind = (walked.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let keys = self.by_shard.get(&shard).into_iter().flat_map(move |keys| keys.range(behind));
         keys.map(|key| (*key, &self.chunks[key]))
     }
 
     /// Carries a record out. Total.
     pub(super) fn apply(&mut self, record: &ChunkRecord) -> Effect {
         let key = (record.ino(), record.index());
+        self.keep(key);
         let mut chunk = self.chunks.get_mut(&key).map(std::mem::take).unwrap_or_default();
         let effect = chunk.apply(record);
         let freed: u64 = effect.freed.iter().map(|run| u64::from(run.count)).sum();
@@ -113,6 +118,7 @@ impl Map {
 
     /// Makes `key` be `chunk`, whatever it was before.
     pub(super) fn replace(&mut self, key: Key, chunk: Chunk) {
+        self.keep(key);
         let before = self.chunks.get(&key).map_or(0, Chunk::blocks);
         self.used = self.used + chunk.blocks() - before;
         self.put(key, chunk);
@@ -136,12 +142,39 @@ impl Map {
     /// The shard's chunks as records, see [`super::record`]; nothing if it has none.
     pub(super) fn encode_shard(&self, shard: ShardId) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for (key, chunk) in self.shard(shard) {
-            let record = chunk.record(key);
-            put_framed(&mut bytes, &record.logical());
-            put_framed(&mut bytes, &record.local());
-        }
+        self.shard(shard, None).for_each(|(key, chunk)| put_chunk(&mut bytes, key, chunk));
         bytes
+    }
+
+    /// Begins a snapshot of the shard's chunks as they are now; one that was begun before is given up.
+    pub(super) fn begin_snapshot(&mut self, shard: ShardId) {
+        self.taking = Some((shard, Before::new(Vec::new())));
+    }
+
+    /// Appends the next chunks to `out`, until `room` is used up; true when the shard's are whole.
+    pub(super) fn snapshot_slice(&mut self, out: &mut Vec<u8>, room: &mut usize) -> bool {
+        let (shard, mut before) = self.taking.take().expect("a snapshot was begun");
+        let whole = before.slice(out, room, |walked| self.shard(shard, walked), put_chunk);
+        if !whole {
+            self.taking = Some((shard, before));
+        }
+        whole
+    }
+
+    /// To be called before a chunk changes.
+    fn keep(&mut self, key: Key) {
+        if let Some((shard, before)) = &mut self.taking
+            && chunk_shard(key.0, key.1, self.shards) == *shard
+        {
+            let chunk = self.chunks.get(&key);
+            before.keep(key, || {
+                chunk.map(|chunk| {
+                    let mut bytes = Vec::new();
+                    put_chunk(&mut bytes, key, chunk);
+                    bytes
+                })
+            });
+        }
     }
 
     /// Adds the chunks of a shard that has none yet.
@@ -326,6 +359,13 @@ fn push_hole(changes: &mut Vec<Change>, from: u32, to: u32) {
         let (start, count) = (from as u16, (to - from) as u16);
         changes.push(Change { start, count, state: BlockState::Hole });
     }
+}
+
+/// A chunk in a snapshot: the record that makes all of it.
+fn put_chunk(out: &mut Vec<u8>, key: Key, chunk: &Chunk) {
+    let record = chunk.record(key);
+    put_framed(out, &record.logical());
+    put_framed(out, &record.local());
 }
 
 fn put_framed(out: &mut Vec<u8>, bytes: &[u8]) {

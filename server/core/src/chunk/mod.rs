@@ -349,6 +349,18 @@ impl Chunks {
     pub fn encode_shard(&self, shard: ShardId) -> Vec<u8> {
         self.map.encode_shard(shard)
     }
+
+    /// Begins to encode the chunks of a shard as they are now, in slices; one that was begun before is given up.
+    pub fn begin_snapshot(&mut self, shard: ShardId) {
+        self.map.begin_snapshot(shard);
+    }
+
+    /// Appends the next of the chunks to `out` until `room` bytes are used up, one chunk more at most; true when all are
+    /// there: the bytes that [`Chunks::encode_shard`] would have given when it was begun. Memory: what changes meanwhile is
+    /// copied once, before it changes.
+    pub fn snapshot_slice(&mut self, out: &mut Vec<u8>, room: &mut usize) -> bool {
+        self.map.snapshot_slice(out, room)
+    }
 }
 
 impl fmt::Debug for Chunks {

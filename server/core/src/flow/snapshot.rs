@@ -1,20 +1,27 @@
 //! Snapshots of the shards that have changed, and then the cut of the journal.
 //!
 //! ```text
-//! end = journal's end -> a few shards: encode, one per turn -> SyncVolume -> store each -> ... -> all -> Cut(end)
+//! end = journal's end -> a few shards: state and chunks, a slice per turn -> SyncVolume, SyncJournal -> store each
+//!                     -> ... -> all -> Cut(end)
 //! ```
-//! 1. A snapshot is stored only after a sync of the volume that began after it was encoded: recovery trusts its extents.
-//! 2. The journal is cut only below what was its end when the round began, and only if every shard that had changed is
+//! 1. State and chunks of a shard are those of one moment, that of its number: both walks begin in one step, and a record
+//!    and the chunk that belongs to it are applied in one step.
+//! 2. A snapshot is stored only after a sync of the volume that began after it was taken: recovery trusts its extents.
+//! 3. It is stored only after the journal up to its number is on the device: no shard is ahead of another one of its core
+//!    when the core starts again, as a coordinator would be that has decided what a participant lost.
+//! 4. The journal is cut only below what was its end when the round began, and only if every shard that had changed is
 //!    stored.
+//!
+//! Memory: the bytes of [`SHARDS_PER_SYNC`] shards or [`BYTES_PER_SYNC`], and of one shard more.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-use sealfs_meta::snapshot;
+use sealfs_meta::snapshot::Encoder;
 use sealfs_proto::ShardId;
 use sealfs_transport::Instant;
 
-use crate::world::World;
+use crate::world::{Shard, World};
 use crate::{DiskError, DiskOp};
 
 /// How far the snapshots are.
@@ -24,6 +31,15 @@ pub(crate) struct Progress {
     pub(crate) from: Cell<u64>,
     running: Cell<bool>,
     not_before: Cell<Instant>,
+}
+
+/// A snapshot that is to be stored.
+struct Taken {
+    shard: ShardId,
+    number: u64,
+    /// `None`: the shard is empty.
+    bytes: Option<Vec<Vec<u8>>>,
+    len: usize,
 }
 
 /// Begins a round when the journal has become long; called once a turn.
@@ -60,37 +76,61 @@ async fn round(world: &Rc<World>) -> Result<(), DiskError> {
             dirty.push(shard);
         }
     }
-    for shards in dirty.chunks(SHARDS_PER_SYNC) {
-        let mut encoded = Vec::new();
-        for &shard in shards {
-            world.sleep_ms(0).await;
-            encoded.push((shard, number(world, shard), shard_bytes(world, shard)));
+    let (mut taken, mut len) = (Vec::new(), 0);
+    for shard in dirty {
+        let one = take(world, shard).await;
+        len += one.len;
+        taken.push(one);
+        if taken.len() == SHARDS_PER_SYNC || len > BYTES_PER_SYNC {
+            store(world, std::mem::take(&mut taken)).await?;
+            len = 0;
         }
-        world.disk.sync_volume().await?;
-        for (shard, number, bytes) in encoded {
-            let done = world.disk.submit(DiskOp::Snapshot { shard, bytes }).await;
-            if let Ok(done) = done {
-                done?;
-            }
-            world.with_mut(shard, |shard| shard.stored = number);
+    }
+    store(world, taken).await
+}
+
+/// Takes the snapshot of a shard as it is in the next turn, a slice in each turn from then on.
+async fn take(world: &World, shard: ShardId) -> Taken {
+    world.sleep_ms(0).await;
+    let (cluster, node) = (world.config.map.cluster, world.config.node);
+    let (number, begun) = world.with_mut(shard, |Shard { state, .. }| {
+        let begun = (!state.is_empty()).then(|| Encoder::begin(cluster, node, state));
+        (state.number(), begun)
+    });
+    let Some(mut encoder) = begun else {
+        return Taken { shard, number, bytes: None, len: 0 };
+    };
+    world.chunks.borrow_mut().begin_snapshot(shard);
+    while !world.with_mut(shard, |shard| encoder.state_slice(&mut shard.state)) {
+        world.sleep_ms(0).await;
+    }
+    let chunks = &world.chunks;
+    while !encoder.chunk_slice(|out, room| chunks.borrow_mut().snapshot_slice(out, room)) {
+        world.sleep_ms(0).await;
+    }
+    let len = encoder.len();
+    Taken { shard, number, bytes: Some(encoder.finish()), len }
+}
+
+async fn store(world: &World, taken: Vec<Taken>) -> Result<(), DiskError> {
+    if taken.is_empty() {
+        return Ok(());
+    }
+    world.disk.sync_volume().await?;
+    world.on_device_anew().await;
+    for Taken { shard, number, bytes, .. } in taken {
+        let done = world.disk.submit(DiskOp::Snapshot { shard, bytes }).await;
+        if let Ok(done) = done {
+            done?;
         }
+        world.with_mut(shard, |shard| shard.stored = number);
     }
     Ok(())
 }
 
-fn number(world: &World, shard: ShardId) -> u64 {
-    world.with(shard, sealfs_meta::State::number)
-}
-
-fn shard_bytes(world: &World, shard: ShardId) -> Option<Vec<u8>> {
-    let chunks = world.chunks.borrow().encode_shard(shard);
-    let (cluster, node) = (world.config.map.cluster, world.config.node);
-    world.with(shard, |state| {
-        (!state.is_empty()).then(|| snapshot::encode(cluster, node, state, &chunks))
-    })
-}
-
-/// A few at a time share a sync of the volume and bound the memory of what is encoded.
+/// A few at a time share the syncs.
 const SHARDS_PER_SYNC: usize = 16;
+/// Large shards do not wait for others, so that memory is bounded by the largest.
+const BYTES_PER_SYNC: usize = 4 << 20;
 /// After a failure.
 const RETRY_MS: u64 = 10_000;

@@ -95,7 +95,7 @@ impl Device {
                 self.journals.entry(core).or_default().extend(bytes);
             }
             DiskOp::Snapshot { shard, bytes: Some(bytes) } => {
-                self.snapshots.insert(shard, bytes);
+                self.snapshots.insert(shard, bytes.concat());
             }
             DiskOp::Snapshot { shard, bytes: None } => {
                 self.snapshots.remove(&shard);

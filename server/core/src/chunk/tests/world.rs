@@ -38,6 +38,8 @@ struct World {
     history: BTreeMap<Key, Vec<Model>>,
     changes: Vec<Op>,
     reads: Vec<Read>,
+    /// A snapshot that is being taken: of which core, what it must become, what it is so far.
+    taking: Option<(usize, Vec<u8>, Vec<u8>)>,
     now: Instant,
     position: u64,
     tally: Tally,
@@ -91,6 +93,7 @@ struct Tally {
     full: u32,
     rejected: u32,
     busy: u32,
+    slices: u32,
 }
 
 impl World {
@@ -107,6 +110,7 @@ impl World {
             history: BTreeMap::new(),
             changes: Vec::new(),
             reads: Vec::new(),
+            taking: None,
             now: Instant(1),
             position: 1,
             tally: Tally::default(),
@@ -137,6 +141,7 @@ impl World {
             58 => self.abort(),
             _ => self.advance(),
         }
+        self.take_slice();
         for core in 0..self.cores.len() {
             if let Some(ask) = self.cores[core].chunks.ask() {
                 let loan = self.groups.lend(ask);
@@ -376,6 +381,25 @@ impl World {
         self.device.copy_from_slice(&self.volume);
     }
 
+    /// Goes on with a snapshot in slices: whatever changes meanwhile, it is what it was at its beginning.
+    fn take_slice(&mut self) {
+        let Some((core, whole, out)) = &mut self.taking else {
+            let core = self.rng.usize(..self.cores.len());
+            let Some(key) = self.rng.choice(self.keys_of(core)) else { return };
+            let shard = chunk_shard(key.0, key.1, SHARDS);
+            let chunks = &mut self.cores[core].chunks;
+            chunks.begin_snapshot(shard);
+            self.taking = Some((core, chunks.encode_shard(shard), Vec::new()));
+            return;
+        };
+        let mut room = self.rng.usize(1..600);
+        if self.cores[*core].chunks.snapshot_slice(out, &mut room) {
+            assert!(out == whole, "a snapshot in slices is that of its beginning");
+            self.tally.slices += u32::from(!out.is_empty());
+            self.taking = None;
+        }
+    }
+
     fn next_position(&mut self) -> u64 {
         self.position += 1;
         self.position - 1
@@ -460,6 +484,7 @@ impl World {
         let mut old = std::mem::take(&mut self.cores).into_iter();
         self.changes.clear();
         self.reads.clear();
+        self.taking = None;
         for replay in replays {
             let (chunks, repairs) = replay.finish(self.groups.total(), zeros());
             let (mut journal, snapshots) =
@@ -571,6 +596,7 @@ fn run(seeds: std::ops::Range<u64>, end: fn(&mut World)) -> Tally {
         total.full += world.tally.full;
         total.rejected += world.tally.rejected;
         total.busy += world.tally.busy;
+        total.slices += world.tally.slices;
     }
     total
 }
@@ -579,6 +605,7 @@ fn run(seeds: std::ops::Range<u64>, end: fn(&mut World)) -> Tally {
 fn files_are_what_was_written_after_any_kill() {
     let tally = run(0..60, World::kill);
     assert!(tally.applied > 1_000 && tally.full > 10 && tally.busy > 100, "{tally:?}");
+    assert!(tally.slices > 100, "{tally:?}");
 }
 
 #[test]

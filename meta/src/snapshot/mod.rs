@@ -16,6 +16,11 @@
 //! 2. Memory-only parts of a state (open transactions, which numbers of a range are drawn, what of it is synced) are not in it:
 //!    numbers can be drawn again after [`State::recovered`].
 //! 3. Items are read one by one, so that no list's length makes the reader allocate ahead.
+//! 4. An [`Encoder`] takes a snapshot in slices, between which the state may change: its bytes are those of the state when it
+//!    began.
+
+mod before;
+pub(crate) mod walk;
 
 use std::collections::BTreeMap;
 
@@ -27,6 +32,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::state::{Body, Directory, Inode, Numbers, Range, Session, Sessions};
 use crate::{DirectoryEntry, State};
+pub use before::Before;
+use walk::Walk;
 
 /// Whose snapshot it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +62,8 @@ pub struct Snapshot<'a> {
 const MAGIC: [u8; 8] = *b"SEALsnap";
 const FORMAT: u32 = 1;
 const HEADER_LEN: usize = 56;
+/// Bytes of a slice: a few hundred inodes, some hundred microseconds of work.
+const SLICE_LEN: usize = 64 << 10;
 const CRC_LEN: usize = 4;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -73,27 +82,120 @@ struct Raw {
 
 const _: () = assert!(size_of::<Raw>() == HEADER_LEN);
 
-/// The bytes of `state`, with the chunk store's own bytes beside it. Cost: one pass, about 200 bytes per inode.
+/// The bytes of `state`, with the chunk store's own bytes beside it, in one pass. Cost: about 200 bytes per inode.
 #[must_use]
 pub fn encode(cluster: ClusterId, node: NodeId, state: &State, chunks: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0; HEADER_LEN];
-    put_state(&mut bytes, state);
-    let header = Raw {
-        magic: MAGIC,
-        format: FORMAT.into(),
-        compatible: 0.into(),
-        incompatible: 0.into(),
-        node: node.0.into(),
-        shard: state.shard.0.into(),
-        cluster: cluster.0,
-        number: state.number.into(),
-        state_len: ((bytes.len() - HEADER_LEN) as u64).into(),
-    };
-    bytes[..HEADER_LEN].copy_from_slice(header.as_bytes());
-    bytes.extend_from_slice(chunks);
-    let crc = crc32c::crc32c(&bytes);
-    bytes.extend_from_slice(&crc.to_le_bytes());
-    bytes
+    let mut encoder = Encoder::new(cluster, node, state);
+    encoder.room = usize::MAX;
+    let all = encoder.push(|out, room| Walk::new(state).slice(state, out, room));
+    assert!(all, "there is room for all");
+    encoder.end_state();
+    encoder.chunk_slice(|out, _| {
+        out.extend_from_slice(chunks);
+        true
+    });
+    encoder.finish().concat()
+}
+
+/// A snapshot that is being taken in slices: what comes out is the state when it began, whatever changes meanwhile.
+///
+/// ```text
+/// begin -> state_slice until true -> chunk_slice until true -> finish
+/// ```
+/// One state has one at a time; a later one takes the place of one that was dropped. Memory: the snapshot's bytes once,
+/// whatever changes, and a key of each item that came new meanwhile (see [`Before`]).
+#[derive(Clone, Debug)]
+pub struct Encoder {
+    header: SnapshotHeader,
+    /// Bytes of a slice.
+    pub(crate) room: usize,
+    state_len: u64,
+    /// What is written behind the header, a slice each, and its checksum.
+    slices: Vec<Vec<u8>>,
+    crc: u32,
+    len: usize,
+}
+
+impl Encoder {
+    /// Begins a snapshot of `state` as it is now.
+    #[must_use]
+    pub fn begin(cluster: ClusterId, node: NodeId, state: &mut State) -> Self {
+        state.walk = Some(Box::new(Walk::new(state)));
+        Self::new(cluster, node, state)
+    }
+
+    fn new(cluster: ClusterId, node: NodeId, state: &State) -> Self {
+        let header = SnapshotHeader { cluster, node, shard: state.shard, number: state.number };
+        Self { header, room: SLICE_LEN, state_len: 0, slices: Vec::new(), crc: 0, len: 0 }
+    }
+
+    /// Writes the next slice of `state`, the one that this began with: about 64 KiB, and one item more at most.
+    /// True when the state is whole.
+    pub fn state_slice(&mut self, state: &mut State) -> bool {
+        let mut walk = state.walk.take().expect("the snapshot of this state was begun");
+        let whole = self.push(|out, room| walk.slice(state, out, room));
+        if whole {
+            self.end_state();
+        } else {
+            state.walk = Some(walk);
+        }
+        whole
+    }
+
+    /// Writes the next slice of the chunk store's part, which `fill` appends to its first argument until the second, the
+    /// bytes it may take, is used up, and says whether it is whole.
+    pub fn chunk_slice(&mut self, fill: impl FnOnce(&mut Vec<u8>, &mut usize) -> bool) -> bool {
+        self.push(fill)
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The snapshot, in pieces that follow each other. Cost: no copy.
+    #[must_use]
+    pub fn finish(self) -> Vec<Vec<u8>> {
+        let SnapshotHeader { cluster, node, shard, number } = self.header;
+        let header = Raw {
+            magic: MAGIC,
+            format: FORMAT.into(),
+            compatible: 0.into(),
+            incompatible: 0.into(),
+            node: node.0.into(),
+            shard: shard.0.into(),
+            cluster: cluster.0,
+            number: number.into(),
+            state_len: self.state_len.into(),
+        };
+        let header = header.as_bytes();
+        let crc = crc32c::crc32c_combine(crc32c::crc32c(header), self.crc, self.len);
+        let mut pieces = vec![header.to_vec()];
+        pieces.extend(self.slices);
+        pieces.push(crc.to_le_bytes().to_vec());
+        pieces
+    }
+
+    fn push(&mut self, fill: impl FnOnce(&mut Vec<u8>, &mut usize) -> bool) -> bool {
+        let mut slice = Vec::new();
+        let mut room = self.room;
+        let whole = fill(&mut slice, &mut room);
+        self.crc = crc32c::crc32c_append(self.crc, &slice);
+        self.len += slice.len();
+        self.slices.push(slice);
+        whole
+    }
+
+    fn end_state(&mut self) {
+        self.state_len = self.len as u64;
+    }
 }
 
 /// Reads a snapshot, all of it.
@@ -130,23 +232,6 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot<'_>, Corrupt> {
     }
 }
 
-fn put_state(bytes: &mut Vec<u8>, state: &State) {
-    put(bytes, &state.numbers.end);
-    put(bytes, &(state.inodes.len() as u64));
-    state.inodes.values().for_each(|inode| put_inode(bytes, inode));
-    put_map(bytes, &state.unlinked);
-    put_map(bytes, &state.prepared);
-    put_map(bytes, &state.decided);
-    put(bytes, &(state.resolved.len() as u64));
-    state.resolved.iter().for_each(|tx| put(bytes, tx));
-    put(bytes, &(state.sessions.0.len() as u64));
-    for (id, session) in &state.sessions.0 {
-        put(bytes, id);
-        put_map(bytes, &session.watermarks);
-        put_map(bytes, &session.replies);
-    }
-}
-
 fn take_state(items: &mut &[u8], header: SnapshotHeader) -> Result<State, Corrupt> {
     let mut state = State::new(header.shard);
     state.number = header.number;
@@ -177,22 +262,18 @@ fn take_state(items: &mut &[u8], header: SnapshotHeader) -> Result<State, Corrup
     Ok(state)
 }
 
-fn put_inode(bytes: &mut Vec<u8>, inode: &Inode) {
+/// All of an inode that stands before a directory's entries and the extended attributes.
+fn put_inode_head(bytes: &mut Vec<u8>, inode: &Inode) {
     put(bytes, &inode.attr);
     match &inode.body {
         Body::File { cut } => put(bytes, cut),
         Body::Directory(directory) => {
             put(bytes, &directory.parent);
             put(bytes, &(directory.len() as u64));
-            for (cookie, entry) in directory.behind(0) {
-                put(bytes, &cookie);
-                put(bytes, entry);
-            }
         }
         Body::Symlink(target) => put(bytes, target),
         Body::Special => {}
     }
-    put_map(bytes, &inode.xattrs);
 }
 
 fn take_inode(items: &mut &[u8]) -> Result<Inode, Corrupt> {
@@ -217,7 +298,12 @@ fn take_inode(items: &mut &[u8]) -> Result<Inode, Corrupt> {
     Ok(inode)
 }
 
-fn put<T: SchemaWrite<DefaultConfig, Src = T>>(bytes: &mut Vec<u8>, item: &T) {
+/// What the codec writes.
+trait Item: SchemaWrite<DefaultConfig, Src = Self> {}
+
+impl<T: SchemaWrite<DefaultConfig, Src = T>> Item for T {}
+
+fn put<T: Item>(bytes: &mut Vec<u8>, item: &T) {
     wincode::serialize_into(bytes, item).expect("every item is within the codec's limits");
 }
 
@@ -225,11 +311,7 @@ fn take<T: SchemaReadOwned<DefaultConfig, Dst = T>>(items: &mut &[u8]) -> Result
     wincode::deserialize_from(items).map_err(|error| bad(error.to_string()))
 }
 
-fn put_map<K, V>(bytes: &mut Vec<u8>, map: &BTreeMap<K, V>)
-where
-    K: SchemaWrite<DefaultConfig, Src = K>,
-    V: SchemaWrite<DefaultConfig, Src = V>,
-{
+fn put_map<K: Item, V: Item>(bytes: &mut Vec<u8>, map: &BTreeMap<K, V>) {
     put(bytes, &(map.len() as u64));
     for (key, value) in map {
         put(bytes, key);
