@@ -4,7 +4,7 @@
 
 use wincode::{SchemaRead, SchemaWrite};
 
-use crate::{Attr, Ino, Kind, Lock, NodeId};
+use crate::{Attr, Ino, Kind, Lock, NodeId, Time};
 
 /// An entry that was found or made.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
@@ -98,4 +98,6 @@ pub enum Reply {
     Prepared { attrs: Vec<Attr> },
     /// Committed, aborted (or never heard of), or not yet decided.
     Decision(Option<bool>),
+    /// The node's wall clock.
+    Clock(Time),
 }

@@ -154,6 +154,11 @@ pub enum Request {
     /// Reply to taking it: `Offset`, the grant's number, the same as long as the grant is unbroken (the lock is memory only);
     /// EAGAIN if another has it. Reply to giving it back: `Done`.
     RenameLock { tx: TxId, take: bool },
+
+    // ---- of a node ----
+    /// Moves bytes and touches no file: takes the frame's bulk, and sends `length` zeros (at most `limits::BULK_LEN_MAX`) into
+    /// the room that the frame offers. Reply `Clock`.
+    Probe { length: u32 },
 }
 
 /// What a session holds of one inode.

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use sealfs_proto::{
-    Address, Ino, New, NodeId, Reply, Request, ShardId, TransportKind, Who, limits, nodes,
+    Address, Errno, Ino, New, NodeId, Reply, Request, ShardId, TransportKind, Who, limits, nodes,
 };
 use sealfs_ring::{Owner, Pool, Ring, now};
 use sealfs_server::{Config, Fatal, Server, StartError};
@@ -134,6 +134,24 @@ impl Client {
         let region = answer.region.unwrap();
         region.bytes()[..answer.bulk_len as usize].to_vec()
     }
+}
+
+#[test]
+fn a_probe_moves_bytes_both_ways_and_touches_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(config(dir.path(), 1)).unwrap();
+    let client = Client::new(&server, KEY, 1);
+    let probe = |length| Ask::read(ShardId(0), Request::Probe { length });
+    let sent = client.ask(probe(0).with_bulk(Bulk::Send(vec![client.filled(1 << 20, 7)]))).unwrap();
+    assert!(matches!(sent.reply, Reply::Clock(_)), "{:?}", sent.reply);
+    let mut room = client.pool.take(1 << 20).unwrap();
+    room.bytes_mut().fill(7);
+    let got = client.ask(probe(1 << 20).with_bulk(Bulk::Receive(room))).unwrap();
+    assert_eq!(got.bulk_len, 1 << 20);
+    assert!(got.region.unwrap().bytes().iter().all(|byte| *byte == 0));
+    let small = client.pool.take(4_096).unwrap();
+    let refused = client.ask(probe(4_097).with_bulk(Bulk::Receive(small)));
+    assert_eq!(refused.unwrap_err(), CallError::Errno(Errno::EPROTO));
 }
 
 #[test]

@@ -166,6 +166,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("resolve", Request::Resolve { tx, commit: true }),
         ("decision", Request::Decision { tx }),
         ("rename_lock", Request::RenameLock { tx, take: true }),
+        ("probe", Request::Probe { length: 4_096 }),
     ]
 }
 
@@ -205,6 +206,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("status", Reply::Status(status)),
         ("prepared", Reply::Prepared { attrs: vec![attr()] }),
         ("decision", Reply::Decision(Some(false))),
+        ("clock", Reply::Clock(Time { seconds: 1, nanos: 7 })),
     ]
 }
 

@@ -155,7 +155,8 @@ fn is_change(request: &Request) -> bool {
         | Request::Prepare(_)
         | Request::Resolve { .. }
         | Request::Decision { .. }
-        | Request::RenameLock { .. } => false,
+        | Request::RenameLock { .. }
+        | Request::Probe { .. } => false,
     }
 }
 

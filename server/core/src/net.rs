@@ -51,13 +51,14 @@ fn request(world: &Rc<World>, conn: Conn, header: Header, body: &[u8]) {
     if let Some(status) = refusal(world, peer, &header, &request) {
         return world.respond_after(caller, world.written(), Err(status).into());
     }
-    if let Request::Read { length, .. } = request
+    if let Request::Read { length, .. } | Request::Probe { length } = request
+        && length > 0
         && (header.kind != HeaderKind::RequestForBulk || header.bulk_len < length)
     {
         return world.respond_after(caller, world.written(), errno(Errno::EPROTO));
     }
     if header.kind == HeaderKind::Request && header.bulk_len > 0 {
-        if !matches!(request, Request::Write { .. }) {
+        if !matches!(request, Request::Write { .. } | Request::Probe { .. }) {
             return world.respond_after(caller, world.written(), errno(Errno::EPROTO));
         }
         let key = (conn, header.token);
@@ -80,7 +81,8 @@ fn refusal(world: &World, peer: Peer, header: &Header, request: &Request) -> Opt
         }
     }
     // Requests of the node itself need no map: they tell a client with an old one what is the matter.
-    let of_node = matches!(request, Request::Status | Request::Ping | Request::Leave);
+    let of_node =
+        matches!(request, Request::Status | Request::Ping | Request::Leave | Request::Probe { .. });
     (header.epoch != world.config.map.epoch && !of_node).then_some(Status::StaleMap)
 }
 

@@ -306,6 +306,7 @@ fn is_of_node(request: &Request) -> bool {
             | Request::Ping
             | Request::Claim { .. }
             | Request::Leave
+            | Request::Probe { .. }
     )
 }
 

@@ -106,6 +106,13 @@ impl Chunks {
         Self::with_map(Map::new(shards), total, zeros)
     }
 
+    /// `count` zeros, without memory of their own.
+    pub(crate) fn zeros(&self, count: u32) -> Vec<Slice> {
+        let mut zeros = Vec::new();
+        read::push_zeros(&mut zeros, &self.zeros, count);
+        zeros
+    }
+
     fn with_map(map: Map, total: u64, zeros: Slice) -> Self {
         assert!(
             zeros.len() >= BLOCK && zeros.bytes().iter().all(|byte| *byte == 0),

@@ -27,6 +27,10 @@ pub(crate) fn serve(world: &Rc<World>, job: Job) {
         let Job { caller, order } = job;
         let outcome = match &order.request {
             Request::Ping => Ok(Reply::Done).into(),
+            Request::Probe { length } => Outcome {
+                reply: Ok(Reply::Clock(task.now.get().wall)),
+                bulk: task.chunks.borrow().zeros(*length),
+            },
             Request::Claim { .. } => session::claim(&task, &order).await,
             Request::Leave => session::leave(&task, &order).await,
             _ => everywhere(&task, &order).await,
