@@ -285,7 +285,7 @@ impl Core {
                 Errand::Used(used) => flow::recover::tell_used(&world, from, used).await,
                 Errand::Lend(ask) => Answered::Loan(flow::space::lend(&world, ask)),
                 Errand::GiveBack(runs) => {
-                    flow::space::give_back(&world, runs);
+                    flow::space::give_back(&world, runs).await;
                     Answered::Done(true)
                 }
                 Errand::Recall => {

@@ -15,9 +15,14 @@ use std::collections::BTreeMap;
 
 use crate::Durability;
 
-/// Number of a batch of journal entries, from 1.
+/// Number of a batch of journal entries: 0 is none, 1 is [`Batch::REPLAYED`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Batch(pub(crate) u64);
+
+impl Batch {
+    /// What the journal held before this process: written, but perhaps never synced.
+    pub(crate) const REPLAYED: Self = Self(1);
+}
 
 /// Batches and the items that wait for them.
 #[derive(Debug)]
@@ -31,12 +36,12 @@ pub(crate) struct Gate<T> {
 }
 
 impl<T> Gate<T> {
-    /// Nothing appended yet.
+    /// Nothing appended yet; what was replayed is written.
     pub(crate) fn new(durability: Durability) -> Self {
         Self {
             durability,
-            building: Batch(1),
-            written: Batch(0),
+            building: Batch(Batch::REPLAYED.0 + 1),
+            written: Batch::REPLAYED,
             synced: Batch(0),
             acknowledged: BTreeMap::new(),
             on_device: BTreeMap::new(),
@@ -158,6 +163,19 @@ mod tests {
         assert_eq!(gate.hold(first, "c"), Some("c"));
         assert_eq!(gate.on_written(second), ["b"]);
         assert!(gate.is_empty() && !gate.wants_sync());
+    }
+
+    #[test]
+    fn what_was_replayed_counts_as_written_and_not_as_synced() {
+        let mut process = Gate::new(Durability::Process);
+        assert_eq!(process.hold(Batch::REPLAYED, 1), Some(1));
+        assert_eq!(process.hold_for_device(Batch::REPLAYED, 2), None);
+        assert!(process.wants_sync() && process.written() > process.synced());
+        assert_eq!(process.on_synced(process.written()), [2]);
+        let mut power = Gate::new(Durability::Power);
+        assert_eq!(power.hold(Batch::REPLAYED, 3), None, "the loss of power could take it back");
+        assert!(power.wants_sync());
+        assert_eq!(power.on_synced(power.written()), [3]);
     }
 
     #[test]

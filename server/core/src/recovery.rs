@@ -152,12 +152,11 @@ impl Recovery {
         shards.collect()
     }
 
-    /// The core. It serves once it and its siblings have synced what they found and told each other what space they use,
-    /// some turns later. `seed` feeds the jitter of back-offs.
+    /// The core. It serves once it and its siblings have told each other what space they use, some turns later. `seed` feeds the jitter of back-offs.
     #[must_use]
     pub fn finish(self, ports: Ports, now: Now, seed: u64) -> Core {
         let zeros = zeros(&*ports.arena);
-        let (chunks, repairs) = self.chunks.finish(self.config.volume_blocks, zeros);
+        let (chunks, repairs) = self.chunks.finish(self.config.volume_blocks, zeros, now.mono);
         let mut shards = BTreeMap::new();
         for (shard, (mut state, stored)) in self.states {
             state.recovered();

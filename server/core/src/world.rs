@@ -55,11 +55,11 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// A shard with this state, all of which is stored and durable.
+    /// A shard with this state, which was replayed.
     pub(crate) fn new(state: State, stored: u64) -> Self {
         Self {
             state,
-            touched: Batch(0),
+            touched: Batch::REPLAYED,
             stored,
             parked: VecDeque::new(),
             freed: Waiters::new(),
@@ -316,16 +316,6 @@ impl World {
         let open = self.log.borrow_mut().gate.hold_for_device(batch, Leaving::Wake(sender));
         if open.is_none() {
             let _ = receiver.await;
-        }
-    }
-
-    /// Waits until everything in the journal, also from before this process, is on the device.
-    pub(crate) async fn on_device_anew(&self) {
-        if self.log.borrow().dirty {
-            return self.on_device(self.appended()).await;
-        }
-        if let Ok(Err(error)) = self.disk.submit(crate::DiskOp::SyncJournal).await {
-            self.fail(format!("the journal cannot be synced: {error}"));
         }
     }
 

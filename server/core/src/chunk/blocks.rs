@@ -133,6 +133,11 @@ impl Blocks {
         self.epoch += 1;
     }
 
+    /// Freed blocks that wait for a sync mark.
+    pub(super) fn pending(&self) -> impl Iterator<Item = Run> {
+        self.pending.iter().map(|freed| freed.run)
+    }
+
     /// A read begins.
     pub(super) fn pin(&self) -> Pin {
         *self.readers.borrow_mut().entry(self.epoch).or_default() += 1;

@@ -57,6 +57,11 @@ pub(super) struct Extent {
 }
 
 impl Extent {
+    /// Its blocks in the volume.
+    pub(super) fn run(&self) -> Run {
+        Run { start: self.place, count: u32::from(self.count) }
+    }
+
     /// The block of the chunk behind the last one.
     pub(super) fn end(&self) -> u32 {
         u32::from(self.start) + u32::from(self.count)
@@ -256,10 +261,7 @@ impl Chunk {
             changes.push(Change { start: extent.start, count: extent.count, state });
         }
         push_hole(&mut changes, at, BLOCKS_MAX);
-        let runs = self
-            .extents
-            .iter()
-            .map(|extent| Run { start: extent.place, count: u32::from(extent.count) });
+        let runs = self.extents.iter().map(Extent::run);
         ChunkRecord::new(
             (ino, index),
             self.version,
@@ -347,7 +349,7 @@ struct Cell {
 }
 
 /// Adds a block behind others, to the last run if it is its neighbour.
-fn push_block(runs: &mut Vec<Run>, block: u64) {
+pub(super) fn push_block(runs: &mut Vec<Run>, block: u64) {
     match runs.last_mut() {
         Some(last) if last.end() == block => last.count += 1,
         _ => runs.push(Run { start: block, count: 1 }),

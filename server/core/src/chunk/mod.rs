@@ -10,7 +10,7 @@
 //! read:   plan_read -> [volume reads] -> ReadPlan::finish
 //! sync:   end = journal's end; SyncVolume; SyncJournal; append a mark that names `end`; on_synced(end)
 //! space:  Refusal::Space(ask) -> Groups::lend -> Chunks::lend -> plan again
-//! start:  Replay::{snapshot, record, mark}* -> (suspects, reject)* -> finish -> Groups::new over all cores' Chunks::used
+//! start:  Replay::{snapshot, record, mark}* -> (suspects, reject)* -> finish -> Groups::new over all cores' Chunks::occupied
 //! ```
 //!
 //! 1. A block is in exactly one place: the map (one extent), a plan, the pending list, a core's free runs, or the node's
@@ -298,14 +298,12 @@ impl Chunks {
         self.map.used()
     }
 
-    /// Every extent of the map, for [`Groups::new`].
+    /// Every extent of the map, and every freed block that waits for a sync mark: what [`Groups::new`] must not lend.
     #[must_use]
-    pub fn used(&self) -> Vec<Run> {
+    pub fn occupied(&self) -> Vec<Run> {
         let chunks = self.map.from((Ino(0), 0));
-        chunks
-            .flat_map(|(_, chunk)| chunk.extents())
-            .map(|extent| Run { start: extent.place, count: u32::from(extent.count) })
-            .collect()
+        let extents = chunks.flat_map(|(_, chunk)| chunk.extents());
+        extents.map(|extent| extent.run()).chain(self.blocks.pending()).collect()
     }
 
     /// What to ask [`Groups`] for before anybody has to wait. `None`: there is enough, or the node had nothing the last time

@@ -18,16 +18,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sealfs_proto::{Corrupt, ShardId, limits};
-use sealfs_transport::Slice;
+use sealfs_transport::{Instant, Slice};
 
-use super::map::{Chunk, Key, Map};
-use super::record::{BLOCKS_MAX, BlockState, ChunkRecord};
+use super::map::{Chunk, Extent, Key, Map, push_block};
+use super::record::{BLOCKS_MAX, BlockState, ChunkRecord, Run};
 use super::{Applied, Chunks, VolumeRead, applied};
 
 /// The chunk store before it has recovered.
 ///
-/// CRASH: blocks that the replayed records freed may be reused as soon as this ends; so volume and journal must be synced,
-/// and the repairs be journaled and synced, before any core of the node serves.
+/// CRASH: a loss of power may still take back any record above the mark. So what those records replaced stays out of use
+/// after this, too, until a mark covers them. Repairs must be journaled and synced before the core serves: a record that
+/// the next recovery rejects once more may have given its blocks to another chunk.
 #[derive(Debug)]
 pub struct Replay {
     map: Map,
@@ -155,14 +156,25 @@ impl Replay {
     }
 
     /// The chunks, without any free blocks yet, and the records that make rejections permanent: to be journaled (not
-    /// applied) and synced before serving. `total` and `zeros` as in [`Chunks::new`].
+    /// applied) and synced before serving. `total` and `zeros` as in [`Chunks::new`]. What records above the last mark
+    /// replaced, and what rejected ones had named, waits for the next mark.
     #[must_use]
-    pub fn finish(self, total: u64, zeros: Slice) -> (Chunks, Vec<ChunkRecord>) {
+    pub fn finish(self, total: u64, zeros: Slice, now: Instant) -> (Chunks, Vec<ChunkRecord>) {
         let absent = Chunk::default();
-        let repairs = self.repaired.iter();
-        let repairs =
-            repairs.map(|key| self.map.chunk(*key).unwrap_or(&absent).record(*key)).collect();
-        (Chunks::with_map(self.map, total, zeros), repairs)
+        let chunk = |key: &Key| self.map.chunk(*key).unwrap_or(&absent);
+        let repairs = self.repaired.iter().map(|key| chunk(key).record(*key)).collect();
+        let above = self.positions.last_key_value().map(|(&last, _)| {
+            let histories = self.histories.values();
+            let placed = histories.map(History::placed).sum();
+            let histories = self.histories.iter();
+            let freed = histories.flat_map(|(key, history)| history.replaced(chunk(key)));
+            (last, placed, freed.collect())
+        });
+        let mut chunks = Chunks::with_map(self.map, total, zeros);
+        if let Some((last, placed, freed)) = above {
+            chunks.blocks.applied(last, placed, freed, now);
+        }
+        (chunks, repairs)
     }
 
     /// The state so far, for snapshots of a data directory that is only being converted.
@@ -173,6 +185,28 @@ impl Replay {
 }
 
 impl History {
+    /// Blocks that its records have named.
+    fn placed(&self) -> u64 {
+        let runs = self.records.iter().flat_map(|above| above.record.runs());
+        runs.map(|run| u64::from(run.count)).sum()
+    }
+
+    /// Blocks that the chunk has named since the mark, or would have, and does not name as `now`.
+    fn replaced(&self, now: &Chunk) -> Vec<Run> {
+        let blocks = |run: Run| run.start..run.end();
+        let base = self.base.extents().iter().map(Extent::run);
+        let since = self.records.iter().flat_map(|above| above.record.runs().iter().copied());
+        let mut named: Vec<u64> = base.chain(since).flat_map(blocks).collect();
+        named.sort_unstable();
+        named.dedup();
+        let kept: BTreeSet<u64> = now.extents().iter().map(Extent::run).flat_map(blocks).collect();
+        let mut replaced = Vec::new();
+        for block in named.into_iter().filter(|block| !kept.contains(block)) {
+            push_block(&mut replaced, block);
+        }
+        replaced
+    }
+
     /// Adds the written blocks that are there because of its records.
     fn push_suspects(&self, suspects: &mut Vec<Suspect>) {
         let first = suspects.len();

@@ -113,9 +113,9 @@ impl One {
                 break;
             }
         }
-        let (chunks, repairs) = replay.finish(self.groups.total(), zeros());
+        let (chunks, repairs) = replay.finish(self.groups.total(), zeros(), Instant(0));
         self.chunks = chunks;
-        self.groups = Groups::new(self.groups.total(), self.chunks.used()).unwrap();
+        self.groups = Groups::new(self.groups.total(), self.chunks.occupied()).unwrap();
         self.records.extend(repairs.into_iter().zip(self.position + 1..).map(|(r, at)| (at, r)));
         let mut again = Replay::new(SHARDS);
         for (position, record) in &self.records {
@@ -219,7 +219,7 @@ fn a_trailing_hole_is_cut_from_the_reply() {
 fn a_damaged_block_is_named_and_never_read_or_merged() {
     let mut one = One::new(2_048);
     one.write(0, &[5; 12_288]).unwrap();
-    let place = one.chunks.used()[0].start + 1;
+    let place = one.chunks.occupied()[0].start + 1;
     one.volume[place as usize * BLOCK + 9] ^= 1;
     let bad = one.read(0, 12_288).unwrap_err();
     assert_eq!((bad.ino, bad.index, bad.block), (FILE, 0, 1));
@@ -238,9 +238,9 @@ fn a_damaged_block_is_named_and_never_read_or_merged() {
 fn freed_blocks_wait_for_the_mark_and_for_readers() {
     let mut one = One::new(2_048);
     one.write(0, &[1; 4_096]).unwrap();
-    let unread = one.chunks.used()[0].start;
+    let unread = one.chunks.occupied()[0].start;
     one.write(0, &[1; 4_096]).unwrap();
-    let old = one.chunks.used()[0].start;
+    let old = one.chunks.occupied()[0].start;
     let reader = one.chunks.plan_read(FILE, 0, 0, 4_096);
     one.write(0, &[2; 4_096]).unwrap();
     let position = one.position;
@@ -400,8 +400,8 @@ fn a_snapshot_of_equal_states_has_equal_bytes_and_damage_is_refused() {
         damaged[at] ^= 0x81;
         let mut replay = Replay::new(SHARDS);
         if replay.snapshot(FILE.shard(), &damaged).is_ok() {
-            let (chunks, _) = replay.finish(2_048, zeros());
-            let _ = Groups::new(2_048, chunks.used());
+            let (chunks, _) = replay.finish(2_048, zeros(), Instant(0));
+            let _ = Groups::new(2_048, chunks.occupied());
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Shrinking a file: the record says where the cut is, then every node that may hold data beyond it discards that, and
 //! only then the request is answered and the file may grow.
 //!
-//! CRASH: the cut stands in the inode until `CutDone`; after a restart it is carried out again. Discarding twice is
+//! CRASH: data goes only after the record that says so can no longer be lost, see [`node::discard_until_done`]. The cut
+//! stands in the inode until `CutDone`; after a restart it is carried out again. Discarding twice is
 //! discarding once; only how many blocks the first try has freed is not known any more, unless nothing is left.
 
 use std::rc::Rc;
@@ -71,8 +72,6 @@ async fn carry_out(world: &Rc<World>, cut: Cut, request: &Request) -> Outcome {
 async fn discard(world: &Rc<World>, cut: Cut) {
     let Cut { ino, from, bound, chunk_size } = cut;
     let shard = ino.shard();
-    // CRASH: data goes only after the record that says so can no longer be lost.
-    world.acknowledged(world.touched(shard)).await;
     let freed = node::discard_until_done(world, ino, chunk_size, from, bound).await;
     // What is empty has no blocks, whatever a first try before a restart has freed already.
     let blocks = world.with(shard, |state| match state.inode(ino) {

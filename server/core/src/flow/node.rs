@@ -203,11 +203,20 @@ async fn done(world: &Rc<World>, origin: Option<Origin>, blocks: i64) -> Outcome
             shards.into_iter().map(|shard| kept_blocks(world, shard, origin)).sum()
         }
     };
-    world.acknowledged(world.appended()).await;
+    if origin.is_some() {
+        world.acknowledged(world.appended()).await;
+    } else {
+        // Another shard will forget why this was done: it must not come back.
+        world.on_device(world.appended()).await;
+    }
     Ok(Reply::Written { blocks, attr: None }).into()
 }
 
-/// Has every node that may hold data of `from..bound` discard it, as long as that takes; units changed.
+/// Has every node that may hold data of `from..bound` discard it, as long as that takes; units changed. The caller has
+/// journaled in the inode's shard that it is to be done.
+///
+/// CRASH: chunk 0 shares the inode's journal, whose tail is lost from the end only. Other journals lose theirs on their own:
+/// so the caller's record is on the device before they begin, and what they did before this ends.
 pub(crate) async fn discard_until_done(
     world: &Rc<World>,
     ino: Ino,
@@ -226,6 +235,7 @@ pub(crate) async fn discard_until_done(
             world.back_off(RETRY_MS).await;
         }
     }
+    world.on_device(world.touched(ino.shard())).await;
     let nodes = world.config.map.nodes.iter().map(|node| node.id);
     let all = nodes.map(|node| async move {
         loop {

@@ -1,7 +1,9 @@
 //! The end of an inode that has no links: after its last close its chunks go everywhere, then it is forgotten.
 //!
 //! CRASH: unlinked inodes stand in the shard's state; after a restart (and its grace period, in which a session may claim
-//! that it has one open) each is considered again. A node that is down is told when it is back: the inode waits for it.
+//! that it has one open) each is considered again. A node that is down is told when it is back: the inode waits for it. Other
+//! journals are told only when the end is on the device, and the inode is forgotten only when what they did is, too: the
+//! loss of power brings neither back a file without its data nor data without its file.
 
 use std::rc::Rc;
 
@@ -65,8 +67,8 @@ pub(crate) fn go_on(world: &Rc<World>, ino: Ino, chunk_size: u32) {
     let task = Rc::clone(world);
     world.spawner.spawn(async move {
         let shard = ino.shard();
-        task.acknowledged(task.touched(shard)).await;
-        node::discard_until_done(&task, ino, chunk_size, 0, u64::MAX).await;
+        let bound = task.with(shard, |state| state.inode(ino).map(|inode| inode.attr.bound));
+        node::discard_until_done(&task, ino, chunk_size, 0, bound.unwrap_or(u64::MAX)).await;
         let (now, change) = (task.now.get().wall, Change::Reclaimed { ino });
         task.commit(shard, &Record { origin: None, now, change }, None);
         task.count("inodes_reclaimed", 1);

@@ -1,5 +1,9 @@
-//! The start of a core that has recovered: it makes durable what it found, tells the ledger what it uses, and goes on with
-//! everything that the last process left unfinished.
+//! The start of a core that has recovered: it tells the ledger what it uses, and goes on with everything that the last
+//! process left unfinished.
+//!
+//! It does not sync what it found: gigabytes of dirty pages would keep the node away for as long as the disk takes to write
+//! them. Blocks that replayed records have freed wait for the first sync mark as those freed later do, and whoever waits
+//! for the device waits for what was replayed, too (`Batch::REPLAYED`).
 //!
 //! CRASH: a stop anywhere in here repeats it: nothing is journaled but numbers' ranges and the chunk store's repairs.
 
@@ -21,12 +25,11 @@ pub(crate) fn start(world: &Rc<World>, repairs: Vec<ChunkRecord>) {
     }
     let task = Rc::clone(world);
     world.spawner.spawn(async move {
-        // What the replay freed may be reused from here on: so what freed it must be on the device.
-        if let Err(error) = task.disk.sync_volume().await {
-            return task.fail(format!("cannot sync the volume at the start: {error}"));
+        if !repairs.is_empty() {
+            // Serving on them takes for granted that they hold. Power was lost: there is little that is dirty.
+            task.on_device(task.appended()).await;
         }
-        task.on_device_anew().await;
-        let used = task.chunks.borrow().used();
+        let used = task.chunks.borrow().occupied();
         let answered = if task.config.core == space::LENDER {
             tell_used(&task, space::LENDER, used).await
         } else {

@@ -117,7 +117,7 @@ async fn store(world: &World, taken: Vec<Taken>) -> Result<(), DiskError> {
         return Ok(());
     }
     world.disk.sync_volume().await?;
-    world.on_device_anew().await;
+    world.on_device(world.appended()).await;
     for Taken { shard, number, bytes, .. } in taken {
         let done = world.disk.submit(DiskOp::Snapshot { shard, bytes }).await;
         if let Ok(done) = done {

@@ -57,7 +57,8 @@ pub(crate) async fn borrow(world: &Rc<World>, ask: Ask) -> bool {
     }
     let recalls = world.other_cores().map(|core| world.errand(core, Errand::Recall));
     join_all(recalls).await;
-    give_back(world, world.chunks.borrow_mut().recall());
+    let runs = world.chunks.borrow_mut().recall();
+    give_back(world, runs).await;
     take(world, ask).await
 }
 
@@ -80,8 +81,8 @@ pub(crate) fn lend(world: &World, ask: Ask) -> Loan {
     world.ledger.borrow_mut().groups.as_mut().map_or_else(Loan::default, |groups| groups.lend(ask))
 }
 
-/// Gives blocks to the ledger, wherever it is.
-pub(crate) fn give_back(world: &Rc<World>, runs: Vec<Run>) {
+/// Gives blocks to the ledger, wherever it is; when this ends they can be lent.
+pub(crate) async fn give_back(world: &Rc<World>, runs: Vec<Run>) {
     if runs.is_empty() {
         return;
     }
@@ -91,15 +92,13 @@ pub(crate) fn give_back(world: &Rc<World>, runs: Vec<Run>) {
         }
         return;
     }
-    let task = Rc::clone(world);
-    world.spawner.spawn(async move {
-        let _ = task.errand(LENDER, Errand::GiveBack(runs)).await;
-    });
+    let _ = world.errand(LENDER, Errand::GiveBack(runs)).await;
 }
 
 /// Another core has no space: frees and returns what this one does not need.
 pub(crate) async fn recall(world: &Rc<World>) {
-    give_back(world, world.chunks.borrow_mut().recall());
+    let runs = world.chunks.borrow_mut().recall();
+    give_back(world, runs).await;
     if world.chunks.borrow().has_pending() {
         mark(world).await;
     }
@@ -142,7 +141,7 @@ async fn mark_once(world: &Rc<World>) {
     };
     world.on_device(marked).await;
     let runs = world.chunks.borrow_mut().on_synced(end, world.now.get().mono);
-    give_back(world, runs);
+    give_back(world, runs).await;
 }
 
 /// Borrows ahead of need and marks when it is time; called once a turn.

@@ -1,5 +1,6 @@
 //! A cluster in memory: real cores, the network in memory, disks in memory, virtual time. What is on a disk survives a
-//! kill; what was submitted and not carried out does not. The tests of this crate and the simulation share it.
+//! kill; what was submitted and not carried out does not. What was carried out and not synced survives a kill, but not for
+//! certain the loss of power. The tests of this crate and the simulation share it.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
@@ -8,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use sealfs_meta::journal::{ENTRY_HEADER_LEN, entries};
 use sealfs_meta::{RootOptions, State, snapshot};
 use sealfs_proto::{
     Address, ClusterId, ClusterMap, Epoch, Ino, Node, NodeId, Placement, Reply, Request, ShardId,
@@ -24,17 +26,21 @@ use sealfs_transport::{
     Region, Serves, Slice,
 };
 
-/// Blocks of a node's volume: 256 MiB.
+/// Blocks of a node's volume, if a test does not ask for fewer: 256 MiB.
 pub(crate) const VOLUME_BLOCKS: u64 = 65_536;
 
-/// What survives a kill.
+/// What survives a kill, and, once it has lost power, only that.
 #[derive(Default)]
 pub(crate) struct Device {
     blocks: BTreeMap<u64, Vec<u8>>,
     journals: BTreeMap<CoreId, Vec<u8>>,
     snapshots: BTreeMap<ShardId, Vec<u8>>,
-    unsynced_data: usize,
-    unsynced_entries: usize,
+    /// What each block was before writes that no sync has covered, oldest first, by the number of the write.
+    unsynced_blocks: BTreeMap<u64, Vec<(u64, Vec<u8>)>>,
+    /// Bytes of each journal that a sync has covered.
+    synced_journals: BTreeMap<CoreId, usize>,
+    /// Power was lost and nothing has been verified since.
+    pub(crate) lost_power: bool,
     /// Operations carried out.
     pub(crate) done: u64,
     /// Bytes of journal cut away.
@@ -45,55 +51,67 @@ pub(crate) struct Device {
 struct RamDisk {
     core: CoreId,
     device: Rc<RefCell<Device>>,
-    queue: VecDeque<(u64, DiskOp)>,
-    /// Operations that may still be carried out on this node.
-    budget: Rc<Cell<u64>>,
+    queue: VecDeque<Queued>,
+    limits: Rc<Limits>,
+}
+
+/// An operation, and how many were done when it was submitted.
+struct Queued {
+    id: u64,
+    op: DiskOp,
+    done: u64,
+}
+
+/// What a node's disk does not do.
+struct Limits {
+    /// Operations that may still be carried out.
+    budget: Cell<u64>,
+    /// Syncs stay under way.
+    no_sync: Cell<bool>,
 }
 
 impl Disk for RamDisk {
     fn submit(&mut self, id: u64, op: DiskOp) {
-        self.queue.push_back((id, op));
+        let done = self.device.borrow().done;
+        self.queue.push_back(Queued { id, op, done });
     }
 
     fn poll(&mut self) -> Option<(u64, Result<DiskDone, DiskError>)> {
-        if self.budget.get() == 0 {
+        let budget = &self.limits.budget;
+        if budget.get() == 0 {
             return None;
         }
-        let (id, op) = self.queue.pop_front()?;
-        self.budget.set(self.budget.get() - 1);
-        Some((id, Ok(self.device.borrow_mut().carry_out(self.core, op))))
+        let hangs = |queued: &Queued| {
+            let sync = matches!(queued.op, DiskOp::SyncVolume | DiskOp::SyncJournal);
+            sync && self.limits.no_sync.get()
+        };
+        let next = self.queue.iter().position(|queued| !hangs(queued))?;
+        let Queued { id, op, done } = self.queue.remove(next)?;
+        budget.set(budget.get() - 1);
+        Some((id, Ok(self.device.borrow_mut().carry_out(self.core, op, done))))
     }
 }
 
 impl Device {
-    fn carry_out(&mut self, core: CoreId, op: DiskOp) -> DiskDone {
+    /// `begun`: how much was done when the operation was submitted, which is what a sync of the volume covers.
+    fn carry_out(&mut self, core: CoreId, op: DiskOp, begun: u64) -> DiskDone {
         self.done += 1;
         match op {
             DiskOp::Read { offset, len, mut region } => {
-                let (first, count) = (offset / 4_096, u64::from(len) / 4_096);
-                for block in 0..count {
-                    let at = block as usize * 4_096;
-                    let target = &mut region.bytes_mut()[at..at + 4_096];
-                    match self.blocks.get(&(first + block)) {
-                        Some(bytes) => target.copy_from_slice(bytes),
-                        None => target.fill(0),
-                    }
-                }
+                self.read(offset, &mut region.bytes_mut()[..len as usize]);
                 return DiskDone::Read(region);
             }
             DiskOp::Write { offset, bytes } => {
                 let all: Vec<u8> = bytes.iter().flat_map(|slice| slice.bytes().to_vec()).collect();
-                self.unsynced_data += 1;
-                assert!(all.len().is_multiple_of(4_096) && offset.is_multiple_of(4_096));
-                for (at, block) in (offset / 4_096..).zip(all.chunks(4_096)) {
+                assert!(all.len().is_multiple_of(BLOCK) && offset.is_multiple_of(BLOCK as u64));
+                for (at, block) in (offset / BLOCK as u64..).zip(all.chunks(BLOCK)) {
                     assert!(at < VOLUME_BLOCKS, "within the volume");
-                    self.blocks.insert(at, block.to_vec());
+                    let before = self.blocks.insert(at, block.to_vec());
+                    let before = before.unwrap_or_else(|| vec![0; BLOCK]);
+                    self.unsynced_blocks.entry(at).or_default().push((self.done, before));
                 }
             }
-            DiskOp::Append { bytes } => {
-                self.unsynced_entries += 1;
-                self.journals.entry(core).or_default().extend(bytes);
-            }
+            DiskOp::Append { bytes } => self.journals.entry(core).or_default().extend(bytes),
             DiskOp::Snapshot { shard, bytes: Some(bytes) } => {
                 self.snapshots.insert(shard, bytes.concat());
             }
@@ -101,17 +119,86 @@ impl Device {
                 self.snapshots.remove(&shard);
             }
             DiskOp::Cut { .. } => self.cuts += 1,
-            DiskOp::SyncVolume => self.unsynced_data = 0,
-            DiskOp::SyncJournal => self.unsynced_entries = 0,
+            DiskOp::SyncVolume => self.unsynced_blocks.retain(|_, versions| {
+                versions.retain(|(written, _)| *written > begun);
+                !versions.is_empty()
+            }),
+            DiskOp::SyncJournal => {
+                self.synced_journals.insert(core, self.journals.entry(core).or_default().len());
+            }
         }
         DiskDone::Done
     }
 
-    /// Writes of the volume and appends that the loss of power would take.
+    fn read(&self, offset: u64, bytes: &mut [u8]) {
+        for (at, target) in (offset / BLOCK as u64..).zip(bytes.chunks_mut(BLOCK)) {
+            match self.blocks.get(&at) {
+                Some(bytes) => target.copy_from_slice(bytes),
+                None => target.fill(0),
+            }
+        }
+    }
+
+    /// Has all taken back that did not reach the device.
+    fn verify(&self, recovery: &mut Recovery) {
+        loop {
+            let suspects = recovery.suspects();
+            if suspects.is_empty() {
+                return;
+            }
+            for suspect in suspects {
+                let mut bytes = vec![0; suspect.read.len as usize];
+                self.read(suspect.read.offset, &mut bytes);
+                if !suspect.holds(&bytes) {
+                    recovery.reject(suspect.position);
+                }
+            }
+        }
+    }
+
+    /// Whether a block of the volume holds exactly this.
+    pub(crate) fn holds(&self, block: &[u8]) -> bool {
+        self.blocks.values().any(|bytes| bytes == block)
+    }
+
+    /// Writes of the volume and bytes of journals that the loss of power may take.
     pub(crate) fn unsynced(&self) -> usize {
-        self.unsynced_data + self.unsynced_entries
+        let synced = |core| self.synced_journals.get(core).copied().unwrap_or(0);
+        let journals = self.journals.iter().map(|(core, bytes)| bytes.len() - synced(core));
+        self.unsynced_blocks.len() + journals.sum::<usize>()
+    }
+
+    /// Each block that was not synced is one of what it was since the sync, or torn between two of them; each journal ends
+    /// somewhere behind what was synced of it.
+    pub(crate) fn lose_power(&mut self, random: &mut fastrand::Rng) {
+        self.lost_power = true;
+        for (at, versions) in std::mem::take(&mut self.unsynced_blocks) {
+            let now = self.blocks.get_mut(&at).expect("it was written");
+            let before = &versions[random.usize(..versions.len())].1;
+            match random.u8(..4) {
+                0 => {}
+                1 => {
+                    let torn = random.usize(..BLOCK / 512) * 512;
+                    now[torn..].copy_from_slice(&before[torn..]);
+                }
+                _ => now.copy_from_slice(before),
+            }
+        }
+        for (core, bytes) in &mut self.journals {
+            let synced = self.synced_journals.get(core).copied().unwrap_or(0);
+            bytes.truncate(random.usize(synced..=bytes.len()));
+            let whole = entries(bytes)
+                .map(|entry| ENTRY_HEADER_LEN + entry.logical.len() + entry.local.len());
+            let whole: usize = whole.sum();
+            assert!(whole >= synced, "what was synced are whole entries");
+            bytes.truncate(whole);
+            self.synced_journals.insert(*core, whole);
+        }
     }
 }
+
+/// Bytes of a block of the volume.
+const BLOCK: usize = 4_096;
 
 /// Boxes with room for one mail, the least there is.
 type Boxes = Rc<RefCell<BTreeMap<CoreId, VecDeque<(CoreId, Mail)>>>>;
@@ -152,7 +239,7 @@ pub(crate) struct Server {
     pub(crate) id: NodeId,
     pub(crate) cores: Vec<Core>,
     pub(crate) device: Rc<RefCell<Device>>,
-    budget: Rc<Cell<u64>>,
+    limits: Rc<Limits>,
     boxes: Boxes,
 }
 
@@ -166,6 +253,7 @@ pub(crate) struct Setup {
     pub(crate) lease_ms: u64,
     pub(crate) timeout_ms: u64,
     pub(crate) chunk_size: u32,
+    pub(crate) volume_blocks: u64,
     pub(crate) seed: u64,
 }
 
@@ -179,6 +267,7 @@ impl Default for Setup {
             lease_ms: 120_000,
             timeout_ms: 60_000,
             chunk_size: 1 << 20,
+            volume_blocks: VOLUME_BLOCKS,
             seed: 1,
         }
     }
@@ -243,8 +332,9 @@ impl Cluster {
                 let bytes = snapshot::encode(cluster.map.cluster, id, &root, &[]);
                 device.borrow_mut().snapshots.insert(ShardId(0), bytes);
             }
-            let (budget, boxes) = (Rc::new(Cell::new(u64::MAX)), Boxes::default());
-            cluster.servers.push(Server { id, cores: Vec::new(), device, budget, boxes });
+            let limits = Limits { budget: Cell::new(u64::MAX), no_sync: Cell::new(false) };
+            let (limits, boxes) = (Rc::new(limits), Boxes::default());
+            cluster.servers.push(Server { id, cores: Vec::new(), device, limits, boxes });
             cluster.start(id);
         }
         cluster.client(1);
@@ -283,7 +373,7 @@ impl Cluster {
 
     fn config(&self, node: NodeId, core: u16) -> Config {
         Config {
-            volume_blocks: VOLUME_BLOCKS,
+            volume_blocks: self.setup.volume_blocks,
             durability: self.setup.durability,
             snapshot_bytes: self.setup.snapshot_bytes,
             lease_ms: self.setup.lease_ms,
@@ -295,17 +385,19 @@ impl Cluster {
     pub(crate) fn start(&mut self, id: NodeId) {
         let now = self.now();
         let at = usize::from(id.0 - 1);
-        self.servers[at].budget.set(u64::MAX);
+        self.servers[at].limits.budget.set(u64::MAX);
         self.servers[at].boxes.borrow_mut().clear();
-        for core in 0..self.setup.cores {
-            let recovery = self.recover(id, core);
+        let found: Vec<Recovery> =
+            (0..self.setup.cores).map(|core| self.recover(id, core)).collect();
+        self.servers[at].device.borrow_mut().lost_power = false;
+        for (core, recovery) in (0..).zip(found) {
             let device = Rc::clone(&self.servers[at].device);
             let transport = self.network.endpoint(&name(id, core), self.identity(Some(id)));
             let disk = RamDisk {
                 core: CoreId(core),
                 device: Rc::clone(&device),
                 queue: VecDeque::new(),
-                budget: Rc::clone(&self.servers[at].budget),
+                limits: Rc::clone(&self.servers[at].limits),
             };
             let boxes = Rc::clone(&self.servers[at].boxes);
             let ports = Ports {
@@ -333,6 +425,9 @@ impl Cluster {
         if let Some(journal) = device.journals.get(&CoreId(core)) {
             recovery.journal(journal).unwrap();
         }
+        if device.lost_power {
+            device.verify(&mut recovery);
+        }
         recovery
     }
 
@@ -357,12 +452,23 @@ impl Cluster {
 
     /// Lets a node carry out so many more disk operations; then its disk hangs.
     pub(crate) fn limit_disk(&mut self, id: NodeId, operations: u64) {
-        self.servers[usize::from(id.0 - 1)].budget.set(operations);
+        self.servers[usize::from(id.0 - 1)].limits.budget.set(operations);
     }
 
     /// Whether the disk has come to its limit.
     pub(crate) fn disk_hangs(&self, id: NodeId) -> bool {
-        self.servers[usize::from(id.0 - 1)].budget.get() == 0
+        self.servers[usize::from(id.0 - 1)].limits.budget.get() == 0
+    }
+
+    /// Whether a node's syncs stay under way.
+    pub(crate) fn hold_syncs(&self, id: NodeId, hold: bool) {
+        self.servers[usize::from(id.0 - 1)].limits.no_sync.set(hold);
+    }
+
+    /// The node's machine loses its power, and with it a random part of what was not synced.
+    pub(crate) fn lose_power(&mut self, id: NodeId, random: &mut fastrand::Rng) {
+        self.kill(id);
+        self.servers[usize::from(id.0 - 1)].device.borrow_mut().lose_power(random);
     }
 
     pub(crate) fn now(&self) -> Now {

@@ -154,6 +154,16 @@ impl World {
         }
     }
 
+    /// Changes without a sync, but for those that a full volume needs.
+    fn change_much(&mut self) {
+        for _ in 0..200 {
+            match self.changes.len() {
+                0..8 => self.begin(),
+                _ => self.advance(),
+            }
+        }
+    }
+
     fn begin(&mut self) {
         let key = (Ino(1 + self.rng.u64(..FILES)), self.rng.u64(..CHUNKS));
         let size = [60, 5_000, CHUNK as u32][self.rng.usize(..3)];
@@ -362,6 +372,8 @@ impl World {
         let position = self.next_position();
         let owner = &mut self.cores[core];
         owner.journal.push((position, Entry::Mark(end)));
+        // Nothing is reused before the mark is on the device, too, and with it the records before it.
+        owner.durable = owner.journal.len();
         let runs = owner.chunks.on_synced(end, self.now);
         self.groups.give_back(runs);
         self.conserve();
@@ -411,9 +423,9 @@ impl World {
 
     /// Every block is in exactly one place.
     fn conserve(&self) {
-        let used: Vec<Run> = self.cores.iter().flat_map(|core| core.chunks.used()).collect();
-        let free = Groups::new(self.groups.total(), used).expect("no block has two owners").free();
-        assert_eq!(free, self.groups.total() - self.used());
+        let occupied = self.cores.iter().flat_map(|core| core.chunks.occupied()).collect();
+        Groups::new(self.groups.total(), occupied).expect("no block has two owners");
+        let free = self.groups.total() - self.used();
         let planned: u64 = self
             .changes
             .iter()
@@ -479,29 +491,34 @@ impl World {
         replays.collect()
     }
 
-    /// The cores begin; what they replayed is on the device.
+    /// The cores begin with what they replayed, which nobody syncs; only repairs are on the device before they serve.
     fn start(&mut self, replays: Vec<Replay>) {
         let mut old = std::mem::take(&mut self.cores).into_iter();
         self.changes.clear();
         self.reads.clear();
         self.taking = None;
         for replay in replays {
-            let (chunks, repairs) = replay.finish(self.groups.total(), zeros());
-            let (mut journal, snapshots) =
-                old.next().map_or_else(Default::default, |core| (core.journal, core.snapshots));
+            let (chunks, repairs) = replay.finish(self.groups.total(), zeros(), self.now);
+            let (mut journal, mut durable, snapshots) = old
+                .next()
+                .map_or_else(Default::default, |core| (core.journal, core.durable, core.snapshots));
             for record in repairs {
                 journal.push((self.position, Entry::Record(record.logical(), record.local())));
                 self.position += 1;
+                durable = journal.len();
             }
-            let durable = journal.len();
             let syncs = VecDeque::new();
             self.cores.push(Core { chunks, journal, durable, snapshots, syncs });
         }
+        let occupied = self.cores.iter().flat_map(|core| core.chunks.occupied()).collect();
+        self.groups = Groups::new(self.groups.total(), occupied).expect("no block has two owners");
+        self.conserve();
+    }
+
+    /// What there is is all that may be found from now on.
+    fn on_device(&mut self) {
         self.device.copy_from_slice(&self.volume);
         self.history = self.model.iter().map(|(key, model)| (*key, vec![model.clone()])).collect();
-        let used = self.cores.iter().flat_map(|core| core.chunks.used()).collect();
-        self.groups = Groups::new(self.groups.total(), used).expect("no block has two owners");
-        self.conserve();
     }
 
     fn kill(&mut self) {
@@ -526,6 +543,7 @@ impl World {
         for core in &mut self.cores {
             let keep = self.rng.usize(core.durable..=core.journal.len());
             core.journal.truncate(keep);
+            core.durable = keep;
             durable.push(keep);
         }
         let mut replays = self.replay(&durable, false);
@@ -557,7 +575,7 @@ impl World {
             found.borrow_mut().insert(*key, model.clone());
         });
         self.model = found.into_inner();
-        self.history = self.model.iter().map(|(key, model)| (*key, vec![model.clone()])).collect();
+        self.on_device();
     }
 
     /// An orderly stop and a start with another number of cores: by snapshots, journals dropped.
@@ -576,6 +594,7 @@ impl World {
         }
         self.cores.clear();
         self.start(replays);
+        self.on_device();
         for (core, snapshots) in self.cores.iter_mut().zip(snapshots) {
             core.snapshots = snapshots;
         }
@@ -611,6 +630,17 @@ fn files_are_what_was_written_after_any_kill() {
 #[test]
 fn files_are_old_or_new_after_a_loss_of_power() {
     let tally = run(100..160, World::lose_power);
+    assert!(tally.applied > 1_000 && tally.rejected > 50, "{tally:?}");
+}
+
+#[test]
+fn what_a_kill_left_unsynced_is_old_or_new_after_a_loss_of_power() {
+    let tally = run(300..330, |world| {
+        world.change_much();
+        world.kill();
+        world.change_much();
+        world.lose_power();
+    });
     assert!(tally.applied > 1_000 && tally.rejected > 50, "{tally:?}");
 }
 
