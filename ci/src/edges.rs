@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sealfs-transport", &["sealfs-proto"]),
     ("sealfs-ring", &["sealfs-proto", "sealfs-transport"]),
     ("sealfs-tcp", &["sealfs-proto", "sealfs-transport", "sealfs-ring"]),
+    ("sealfs-rdma", &["sealfs-proto", "sealfs-transport", "sealfs-ring"]),
     ("sealfs-meta", &["sealfs-proto"]),
     ("sealfs-server-core", &["sealfs-proto", "sealfs-transport", "sealfs-meta"]),
     (

@@ -28,7 +28,7 @@ pub struct Pool(Arc<Mapping>);
 #[derive(Debug)]
 struct Mapping {
     map: MmapRaw,
-    classes: [Class; 3],
+    classes: Vec<Class>,
     /// Number of the fixed buffer with the ring that has registered it, or `UNREGISTERED`.
     buffer: AtomicU32,
 }
@@ -51,13 +51,28 @@ const UNREGISTERED: u32 = u32::MAX;
 impl Pool {
     /// A pool of about `len` bytes (each size gets at least one slot). Cost: address space only, until it is used.
     pub fn new(len: usize) -> io::Result<Self> {
-        let mut start = 0;
         let classes = CLASSES.map(|(slot_len, share)| {
             let slots = (len / 16 * share / slot_len).max(1);
-            let class = Class { slot_len, start, free: all_free(slots) };
-            start += slots * slot_len;
-            class
+            (slot_len, slots)
         });
+        Self::with_classes(&classes)
+    }
+
+    /// A pool of `slots` slots of `slot_len` bytes, a multiple of 4 KiB: for a transport's own messages.
+    pub fn uniform(slot_len: usize, slots: usize) -> io::Result<Self> {
+        Self::with_classes(&[(slot_len, slots)])
+    }
+
+    fn with_classes(sizes: &[(usize, usize)]) -> io::Result<Self> {
+        let mut start = 0;
+        let classes = sizes
+            .iter()
+            .map(|&(slot_len, slots)| {
+                let class = Class { slot_len, start, free: all_free(slots) };
+                start += slots * slot_len;
+                class
+            })
+            .collect();
         let map = MmapOptions::new().len(start).map_anon().map_err(|error| {
             io::Error::new(error.kind(), format!("cannot map {start} bytes of memory: {error}"))
         })?;
@@ -69,8 +84,9 @@ impl Pool {
         Ok(Self(Arc::new(Mapping { map: MmapRaw::from(map), classes, buffer })))
     }
 
-    /// The whole mapping, to register it.
-    pub(crate) fn span(&self) -> (*mut u8, usize) {
+    /// The whole mapping, to register it with a device. It stays mapped as long as the pool or a region of it lives.
+    #[must_use]
+    pub fn span(&self) -> (*mut u8, usize) {
         (self.0.map.as_mut_ptr(), self.0.map.len())
     }
 
