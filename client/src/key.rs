@@ -27,6 +27,11 @@ pub(crate) fn read_key(path: &Path) -> Result<Key, MountError> {
         .ok_or_else(|| wrong("it does not hold 64 hexadecimal digits; is it another file?".into()))
 }
 
+/// Whether [`crate::Mount`] could use this key file; the error says what to do.
+pub fn check_key(path: &Path) -> Result<(), MountError> {
+    read_key(path).map(drop)
+}
+
 /// The digits, and some blanks around them.
 const FILE_LEN_MAX: u64 = 256;
 

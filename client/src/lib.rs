@@ -15,10 +15,13 @@ mod link;
 mod mount;
 mod options;
 mod point;
+mod probe;
 mod status;
 mod sys;
 
 pub use daemon::{Forked, Started, daemonize};
-pub use mount::{Mount, MountConfig, MountError, unmount};
+pub use key::check_key;
+pub use mount::{Mount, MountConfig, MountError, POOL_LEN, unmount};
 pub use options::{MountOptions, TransportChoice};
+pub use probe::{BULK_LEN, Measured, Probed, ROUND_TRIPS, probe_nodes};
 pub use status::{ClusterStatus, Reached, cluster_status, read_nodes};

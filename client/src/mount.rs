@@ -292,6 +292,6 @@ const START_MS: u64 = 10_000;
 const FINISH_MS: u64 = 30_000;
 /// Memory for data in flight: some 180 requests of 1 MiB, half of what a program of many threads keeps busy on a fast network.
 /// It is address space until it is used.
-const POOL_LEN: usize = 256 << 20;
+pub const POOL_LEN: usize = 256 << 20;
 /// Four requests in flight for a program that reads one file from end to end.
 const READAHEAD_KIB: u32 = 4_096;

@@ -1,7 +1,7 @@
 //! The one binary: `sealfs <verb>`, one file per verb in `cmd/`.
 //!
 //! A verb parses, calls a library, prints. Exit status 0: done; 1: an error, whose text names the thing, the cause and
-//! the next step; 2: the command line is wrong. Called as `mount.sealfs` it speaks mount(8)'s helper convention.
+//! the next step; 2: the command line is wrong (`doctor` has its own, see there). Called as `mount.sealfs` it speaks mount(8)'s helper convention.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -11,6 +11,7 @@
 
 mod bench;
 mod cmd;
+mod doctor;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Verb {
     Status(cmd::status::Args),
     /// A whole cluster on this machine, in one command.
     Local(cmd::local::Args),
+    /// Checks this machine and the way to the nodes, and says what to do.
+    Doctor(cmd::doctor::Args),
     /// Makes a key file that all nodes and clients of a cluster share.
     Key(cmd::key::Args),
     /// Measures a mount (or any directory): metadata and data rates with latencies.
@@ -66,17 +69,19 @@ fn main() -> ExitCode {
         }
     };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let done = |()| ExitCode::SUCCESS;
     let result = match cli.verb {
-        Verb::Serve(args) => cmd::serve::run(args),
-        Verb::Mount(args) => cmd::mount::run(args),
-        Verb::Umount(args) => cmd::umount::run(&args),
-        Verb::Status(args) => cmd::status::run(&args),
-        Verb::Local(args) => cmd::local::run(args),
-        Verb::Key(args) => cmd::key::run(&args),
-        Verb::Bench(args) => cmd::bench::run(&args),
+        Verb::Doctor(args) => cmd::doctor::run(&args),
+        Verb::Serve(args) => cmd::serve::run(args).map(done),
+        Verb::Mount(args) => cmd::mount::run(args).map(done),
+        Verb::Umount(args) => cmd::umount::run(&args).map(done),
+        Verb::Status(args) => cmd::status::run(&args).map(done),
+        Verb::Local(args) => cmd::local::run(args).map(done),
+        Verb::Key(args) => cmd::key::run(&args).map(done),
+        Verb::Bench(args) => cmd::bench::run(&args).map(done),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("sealfs: {error}");
             ExitCode::FAILURE

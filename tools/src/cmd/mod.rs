@@ -1,6 +1,7 @@
 //! The verbs.
 
 pub(crate) mod bench;
+pub(crate) mod doctor;
 pub(crate) mod key;
 pub(crate) mod local;
 pub(crate) mod mount;

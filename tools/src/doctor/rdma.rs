@@ -1,0 +1,335 @@
+//! What RDMA needs: modules, device files, a device with an active port, a GID that connections can use, a large MTU.
+//!
+//! Read from sysfs, so that it also tells what is wrong where the verbs libraries would only say "no device". Sources: the
+//! kernel's Documentation/ABI/stable/sysfs-class-infiniband; `iboe_get_mtu` of include/rdma/ib_addr.h for the MTU.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::{Finding, Root};
+
+/// Looks at the machine's RDMA; `only`: one device.
+pub(crate) fn findings(root: &Root, only: Option<&str>) -> Vec<Finding> {
+    let mut found = vec![modules(root)];
+    let devices: Vec<String> = root
+        .names(DEVICES)
+        .into_iter()
+        .filter(|name| only.is_none_or(|only| only == name))
+        .collect();
+    if devices.is_empty() {
+        found.push(no_device(root, only));
+        return found;
+    }
+    found.push(device_files(root));
+    for device in &devices {
+        for port in root.names(&format!("{DEVICES}/{device}/ports")) {
+            found.extend(port_findings(root, device, &port));
+        }
+    }
+    found
+}
+
+/// Whether a port of a device can carry connections at all.
+pub(crate) fn is_usable(root: &Root) -> bool {
+    let active = |device: &String| {
+        let ports = root.names(&format!("{DEVICES}/{device}/ports"));
+        ports.iter().any(|port| state(root, device, port).1)
+    };
+    root.names(DEVICES).iter().any(active)
+}
+
+fn modules(root: &Root) -> Finding {
+    let missing: Vec<&str> =
+        MODULES.into_iter().filter(|module| !root.has(&format!("/sys/module/{module}"))).collect();
+    if missing.is_empty() {
+        return Finding::fine("rdma modules", MODULES.join(", "));
+    }
+    Finding::unusable(
+        "rdma modules",
+        format!("{} not loaded", missing.join(", ")),
+        format!(
+            "run `modprobe {}`; `apt install rdma-core` loads them at boot",
+            missing.join(" && modprobe ")
+        ),
+    )
+}
+
+fn no_device(root: &Root, only: Option<&str>) -> Finding {
+    let present = root.names(DEVICES);
+    match only {
+        Some(only) if !present.is_empty() => Finding::unusable(
+            "rdma device",
+            format!("there is no {only}, only {}", present.join(", ")),
+            "name one of them with --rdma-device",
+        ),
+        _ => Finding::unusable(
+            "rdma device",
+            "there is none",
+            "load the adapter's driver (mlx5_ib, irdma, bnxt_re, ...); to try without an adapter: ci/rxe-setup.sh",
+        ),
+    }
+}
+
+fn device_files(root: &Root) -> Finding {
+    let what = "/dev/infiniband";
+    let verbs = root.names("/dev/infiniband");
+    let verbs = verbs.iter().find(|name| name.starts_with("uverbs"));
+    let files = ["/dev/infiniband/rdma_cm".to_owned()];
+    let files = files.into_iter().chain(verbs.map(|name| format!("/dev/infiniband/{name}")));
+    for file in files {
+        if let Some(error) = root.cannot_open(&file) {
+            return Finding::unusable(
+                what,
+                format!("{file}: {error}"),
+                "load rdma_ucm and ib_uverbs; give the files mode 0666, as rdma-core's udev rules do; \
+                 in a container allow the devices",
+            );
+        }
+    }
+    if verbs.is_none() {
+        return Finding::unusable(what, "there is no uverbs device", "run `modprobe ib_uverbs`");
+    }
+    Finding::fine(what, "rdma_cm and uverbs can be opened")
+}
+
+fn port_findings(root: &Root, device: &str, port: &str) -> Vec<Finding> {
+    let what = format!("{device} port {port}");
+    let base = format!("{DEVICES}/{device}/ports/{port}");
+    let text = |name: &str| root.text(&format!("{base}/{name}")).unwrap_or_else(|| "?".into());
+    let (state, active) = state(root, device, port);
+    let link = text("link_layer");
+    if !active {
+        let next = if link == "Ethernet" {
+            "bring its network device up: `ip link set DEV up`, and look at the cable"
+        } else {
+            "look at the cable and at the subnet manager (`sminfo`)"
+        };
+        return vec![Finding::degraded(&what, format!("{state}, {link}"), next)];
+    }
+    let mut found = vec![Finding::fine(&what, format!("{state}, {link}, {}", text("rate")))];
+    let gids = gids(root, &base);
+    let chosen = choose(&gids, &link);
+    found.push(gid_finding(&what, &gids, chosen));
+    let device = chosen.and_then(|index| gids.iter().find(|gid| gid.index == index));
+    if link == "Ethernet"
+        && let Some(mtu) = device.and_then(|gid| mtu(root, &gid.device))
+    {
+        found.push(mtu_finding(&what, mtu));
+    }
+    found
+}
+
+/// The state's word, and whether it is ACTIVE.
+fn state(root: &Root, device: &str, port: &str) -> (String, bool) {
+    let state = root.text(&format!("{DEVICES}/{device}/ports/{port}/state")).unwrap_or_default();
+    let word = state.split(':').nth(1).unwrap_or("state unknown").trim().to_owned();
+    let active = word == "ACTIVE";
+    (word, active)
+}
+
+/// An entry of a port's GID table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Gid {
+    index: u32,
+    address: Ipv6Addr,
+    /// `RoCE v2`, `IB/RoCE v1`.
+    kind: String,
+    /// Its network device; empty if there is none.
+    device: String,
+    /// Whether that device is up.
+    up: bool,
+}
+
+/// The entries that are in use.
+fn gids(root: &Root, base: &str) -> Vec<Gid> {
+    let mut gids: Vec<Gid> = root
+        .names(&format!("{base}/gids"))
+        .iter()
+        .filter_map(|name| {
+            let text = |of: &str| root.text(&format!("{base}/{of}/{name}")).unwrap_or_default();
+            let address: Ipv6Addr = text("gids").parse().ok()?;
+            let device = text("gid_attrs/ndevs");
+            let flags = root.text(&format!("/sys/class/net/{device}/flags")).unwrap_or_default();
+            let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16).unwrap_or(0);
+            let up = flags & IFF_UP != 0;
+            let kind = text("gid_attrs/types");
+            let index = name.parse().ok()?;
+            (!address.is_unspecified()).then_some(Gid { index, address, kind, device, up })
+        })
+        .collect();
+    gids.sort_by_key(|gid| gid.index);
+    gids
+}
+
+/// Why connections do not use this one; `None`: they can. Connections take the GID of the address from which they go out.
+fn rejection(gid: &Gid, link: &str) -> Option<&'static str> {
+    if link != "Ethernet" {
+        return None;
+    }
+    if gid.kind != "RoCE v2" {
+        return Some("RoCE v1, which routers do not carry");
+    }
+    if gid.device.is_empty() {
+        return Some("no network device");
+    }
+    if !gid.up {
+        return Some("its network device is down");
+    }
+    (gid.address.segments()[0] == LINK_LOCAL)
+        .then_some("link-local: no address that a nodes' list can name")
+}
+
+/// The first that connections can use, those of IPv4 addresses before others.
+fn choose(gids: &[Gid], link: &str) -> Option<u32> {
+    let mut usable: Vec<&Gid> = gids.iter().filter(|gid| rejection(gid, link).is_none()).collect();
+    usable.sort_by_key(|gid| (gid.address.to_ipv4_mapped().is_none(), gid.index));
+    usable.first().map(|gid| gid.index)
+}
+
+fn gid_finding(what: &str, gids: &[Gid], chosen: Option<u32>) -> Finding {
+    let what = format!("{what} GID");
+    let link = if gids.iter().any(|gid| gid.kind == "RoCE v2") { "Ethernet" } else { "" };
+    let lines: Vec<String> = gids
+        .iter()
+        .map(|gid| {
+            let shown = match gid.address.to_ipv4_mapped() {
+                Some(address) => IpAddr::V4(address),
+                None => IpAddr::V6(gid.address),
+            };
+            let verdict = match rejection(gid, link) {
+                _ if chosen == Some(gid.index) => "chosen",
+                Some(why) => why,
+                None => "usable, by its own address",
+            };
+            format!("{} {shown} {} {}: {verdict}", gid.index, gid.kind, gid.device)
+        })
+        .collect();
+    match chosen {
+        Some(_) => Finding::fine(&what, lines.join("; ")),
+        None => Finding::degraded(
+            &what,
+            format!("none is usable ({})", lines.join("; ")),
+            "give the port's network device an address: `ip addr add ADDRESS/LEN dev DEV`",
+        ),
+    }
+}
+
+fn mtu(root: &Root, device: &str) -> Option<u32> {
+    root.text(&format!("/sys/class/net/{device}/mtu"))?.parse().ok()
+}
+
+fn mtu_finding(what: &str, network: u32) -> Finding {
+    let what = format!("{what} MTU");
+    let active = [4_096, 2_048, 1_024, 512].into_iter().find(|mtu| mtu + HEADERS <= network);
+    let active = active.unwrap_or(256);
+    let text = format!("{active} bytes of payload in packets of {network}");
+    if active == 4_096 {
+        return Finding::fine(&what, text);
+    }
+    Finding::degraded(
+        &what,
+        text,
+        format!("4096 needs an MTU of {} on every host and switch of the path", 4_096 + HEADERS),
+    )
+}
+
+const DEVICES: &str = "/sys/class/infiniband";
+const MODULES: [&str; 3] = ["ib_uverbs", "rdma_cm", "rdma_ucm"];
+/// GRH, UDP, BTH, the longest extended header and ICRC.
+const HEADERS: u32 = 96;
+/// netdevice(7).
+const IFF_UP: u32 = 1;
+/// fe80::/64.
+const LINK_LOCAL: u16 = 0xfe80;
+
+#[cfg(test)]
+mod tests {
+    use super::super::Verdict;
+    use super::*;
+    use std::fs;
+
+    const V4: &str = "0000:0000:0000:0000:0000:ffff:c000:0201";
+    const LOCAL: &str = "fe80:0000:0000:0000:0011:22ff:fe33:4455";
+
+    fn machine(state: &str, gids: &[(&str, &str, &str)], mtu: &str) -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root(dir.path().to_owned());
+        let put = |path: &str, text: &str| {
+            let path = root.path(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        MODULES.iter().for_each(|module| put(&format!("/sys/module/{module}/x"), ""));
+        put("/dev/infiniband/rdma_cm", "");
+        put("/dev/infiniband/uverbs0", "");
+        let base = format!("{DEVICES}/rxe0/ports/1");
+        put(&format!("{base}/state"), state);
+        put(&format!("{base}/link_layer"), "Ethernet\n");
+        put(&format!("{base}/rate"), "100 Gb/sec (4X EDR)\n");
+        for (index, (gid, kind, device)) in gids.iter().enumerate() {
+            put(&format!("{base}/gids/{index}"), gid);
+            put(&format!("{base}/gid_attrs/types/{index}"), kind);
+            put(&format!("{base}/gid_attrs/ndevs/{index}"), device);
+        }
+        put("/sys/class/net/rx0/flags", "0x1003\n");
+        put("/sys/class/net/rx1/flags", "0x1002\n");
+        put("/sys/class/net/rx0/mtu", mtu);
+        (dir, root)
+    }
+
+    fn worst(found: &[Finding]) -> Verdict {
+        found.iter().map(|finding| finding.verdict).max().unwrap()
+    }
+
+    #[test]
+    fn a_good_port_is_fine_and_says_why_each_other_gid_was_not_taken() {
+        let unused = "0000:0000:0000:0000:0000:0000:0000:0000";
+        let gids = [
+            (LOCAL, "IB/RoCE v1\n", "rx0\n"),
+            (LOCAL, "RoCE v2\n", "rx0\n"),
+            (V4, "RoCE v2\n", "rx1\n"),
+            (V4, "RoCE v2\n", "rx0\n"),
+            (unused, "", ""),
+        ];
+        let (_dir, root) = machine("4: ACTIVE\n", &gids, "4500\n");
+        let found = findings(&root, None);
+        assert_eq!(worst(&found), Verdict::Fine, "{found:#?}");
+        let text = &found.iter().find(|finding| finding.what.ends_with("GID")).unwrap().text;
+        for part in ["RoCE v1, which", "1 fe80", "link-local", "is down", "3 192.0.2.1"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(text.ends_with("chosen"), "{text}");
+        assert!(is_usable(&root));
+    }
+
+    #[test]
+    fn a_port_that_is_down_or_has_no_address_is_degraded() {
+        let (_dir, root) = machine("1: DOWN\n", &[(V4, "RoCE v2", "rx0")], "4500");
+        assert_eq!(worst(&findings(&root, None)), Verdict::Degraded);
+        assert!(!is_usable(&root));
+        let (_dir, root) = machine("4: ACTIVE\n", &[(LOCAL, "RoCE v2", "rx0")], "4500");
+        let found = findings(&root, None);
+        assert_eq!(worst(&found), Verdict::Degraded);
+        assert!(found.iter().any(|finding| finding.next.contains("ip addr add")), "{found:#?}");
+    }
+
+    #[test]
+    fn an_ordinary_ethernet_mtu_is_degraded() {
+        let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2", "rx0")], "1500\n");
+        let found = findings(&root, None);
+        let mtu = found.iter().find(|finding| finding.what.ends_with("MTU")).unwrap();
+        assert_eq!(mtu.verdict, Verdict::Degraded);
+        assert!(mtu.text.starts_with("1024 bytes") && mtu.next.contains("4192"), "{mtu:?}");
+    }
+
+    #[test]
+    fn a_machine_without_rdma_is_told_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = findings(&Root(dir.path().to_owned()), None);
+        assert_eq!(worst(&found), Verdict::Unusable);
+        assert!(found[0].next.contains("modprobe ib_uverbs"), "{found:#?}");
+        assert!(found[1].text.contains("there is none"), "{found:#?}");
+        let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2", "rx0")], "4500");
+        let found = findings(&root, Some("mlx5_0"));
+        assert!(found[1].text.contains("no mlx5_0, only rxe0"), "{found:#?}");
+    }
+}
