@@ -22,4 +22,4 @@ mod types;
 mod unsynced;
 
 pub use fs::Fs;
-pub use types::{Fallocate, Handle, Interrupt, OpenFlags, Options, Piece, Whence};
+pub use types::{Fallocate, Handle, Interrupt, OpenFlags, Options, Piece, Whence, WriteFlags};

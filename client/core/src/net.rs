@@ -20,17 +20,18 @@ impl Fs {
         done(&self.ask(shard, request).await?)
     }
 
-    /// Asks the shard's node for bytes into `region`; gives the region back with the reply.
+    /// Asks the shard's node for bytes into `region`; gives the region back with the reply, and how many bytes of it are
+    /// filled.
     pub(crate) async fn ask_into(
         &self,
         shard: ShardId,
         request: Request,
         region: Region,
-    ) -> Result<(Reply, Region), Errno> {
+    ) -> Result<(Reply, Region, u32), Errno> {
         let node = self.routes().node(shard);
         let answer = self.send(node, shard, request, Bulk::Receive(region)).await?;
         match answer.region {
-            Some(region) => Ok((answer.reply, region)),
+            Some(region) => Ok((answer.reply, region, answer.bulk_len)),
             None => Err(unexpected("a region", &answer.reply)),
         }
     }

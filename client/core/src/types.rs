@@ -20,8 +20,6 @@ pub struct OpenFlags {
     pub write: bool,
     /// It will be executed (the right to execute is asked for instead of the right to read).
     pub execute: bool,
-    /// Every write goes to the end of the file, wherever other clients have moved it.
-    pub append: bool,
     /// The file is cut to nothing first.
     pub truncate: bool,
 }
@@ -36,6 +34,15 @@ impl OpenFlags {
             execute: self.execute,
         }
     }
+}
+
+/// How bytes are written; each write says it anew, for fcntl(2) changes it while the file is open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteFlags {
+    /// They go to the end of the file, wherever other clients have moved it (O_APPEND).
+    pub append: bool,
+    /// The writer may not keep set-user-id and set-group-id bits.
+    pub kill_suid_sgid: bool,
 }
 
 /// A run of bytes that a read found: the first `len` bytes of `region`. Holes are filled with zeros.

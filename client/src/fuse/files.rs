@@ -13,7 +13,7 @@
 //! the first entry, and no more behind it, as by a local file system.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use sealfs_client_core::{Fallocate, Fs, Handle, OpenFlags, Whence};
@@ -30,7 +30,8 @@ use super::kernel::Kernel;
 use super::reply::{Given, Listing, Reply};
 use super::session::{Answers, Asked, Work};
 use super::words::{
-    PERMISSIONS, file_lock, lock, open_flags, rename_flag, set_attr, statfs, xattr_flag,
+    PERMISSIONS, file_lock, lock, open_flags, rename_flag, set_attr, statfs, synchronous,
+    write_flags, xattr_flag,
 };
 
 /// An `Fs` as a session asks it.
@@ -42,6 +43,8 @@ struct Shared {
     agreed: Cell<Option<Agreed>>,
     groups: RefCell<GroupCache>,
     known: RefCell<HashMap<Ino, Known>>,
+    /// What is open and bypasses the page cache.
+    direct: RefCell<HashSet<Handle>>,
     directories: RefCell<Directories>,
 }
 
@@ -71,6 +74,7 @@ impl Files {
             agreed: Cell::new(None),
             groups: RefCell::default(),
             known: RefCell::default(),
+            direct: RefCell::default(),
             directories: RefCell::default(),
         }))
     }
@@ -127,7 +131,10 @@ impl Answers for Files {
         work(async move {
             let fs = &shared.fs;
             match given {
-                Given::Open(handle) => fs.release(handle, None).await?,
+                Given::Open(handle) => {
+                    shared.direct.borrow_mut().remove(&handle);
+                    fs.release(handle, None).await?;
+                }
                 Given::Lock(handle, lock) => {
                     fs.lock(handle, Lock { kind: LockKind::Unlock, ..lock }, None).await?;
                 }
@@ -353,6 +360,7 @@ fn opened(shared: Rc<Shared>, asked: Asked<'_>) -> Work {
         },
         Op::Statfs => work(async move { Ok(Reply::of(&statfs(shared.fs.statfs().await?))) }),
         Op::Release(args) => work(async move {
+            shared.direct.borrow_mut().remove(&Handle(args.fh));
             let unlock = args.release_flags & abi::RELEASE_FLOCK_UNLOCK != 0;
             let owner = unlock.then_some(LockOwner(args.lock_owner));
             shared.fs.release(Handle(args.fh), owner).await.map(|()| Reply::done())
@@ -386,12 +394,19 @@ fn opened(shared: Rc<Shared>, asked: Asked<'_>) -> Work {
 }
 
 async fn write(shared: Rc<Shared>, args: abi::WriteIn, data: Slice) -> Answered {
-    let handle = Handle(args.fh);
+    let (handle, len) = (Handle(args.fh), data.len());
     let written = if args.write_flags & abi::WRITE_CACHE != 0 {
-        shared.fs.write_back(handle, args.offset, data).await?
+        // The kernel looks at the error alone: after a short answer it would take the pages for written.
+        shared.fs.write_back(handle, args.offset, data).await?;
+        len
     } else {
-        let kill = args.write_flags & abi::WRITE_KILL_SUIDGID != 0;
-        shared.fs.write(handle, args.offset, data, kill).await?
+        let written = shared.fs.write(handle, args.offset, data, write_flags(&args)).await?;
+        // What goes through the page cache is followed by an FSYNC of the kernel's own.
+        let is_direct = shared.direct.borrow().contains(&handle);
+        if let Some(data_only) = synchronous(args.flags).filter(|_| is_direct) {
+            shared.fs.fsync(handle, data_only).await?;
+        }
+        written
     };
     // At most what was asked for, which is 32 bits.
     Ok(Reply::of(&abi::WriteOut { size: written as u32, padding: 0 }))
@@ -478,6 +493,9 @@ impl Shared {
         } else {
             0
         };
+        if open_flags & abi::FOPEN_DIRECT_IO != 0 {
+            self.direct.borrow_mut().insert(handle);
+        }
         abi::OpenOut { fh: handle.0, open_flags, padding: 0 }
     }
 }

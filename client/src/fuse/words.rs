@@ -1,6 +1,6 @@
 //! Flags and structures of the kernel in the words of `sealfs_proto`, and back. Pure.
 
-use sealfs_client_core::OpenFlags;
+use sealfs_client_core::{OpenFlags, WriteFlags};
 use sealfs_proto::{
     Errno, Lock, LockKind, LockOwner, LockSpace, RenameFlag, SetAttr, SetTime, Space, Time,
     XattrFlag, limits,
@@ -19,12 +19,22 @@ pub(crate) fn open_flags(flags: u32) -> OpenFlags {
         libc::O_WRONLY => (false, true),
         _ => (true, true),
     };
-    OpenFlags {
-        read,
-        write,
-        execute: flags & FMODE_EXEC != 0,
-        append: has(libc::O_APPEND) && write,
-        truncate: has(libc::O_TRUNC),
+    OpenFlags { read, write, execute: flags & FMODE_EXEC != 0, truncate: has(libc::O_TRUNC) }
+}
+
+/// How a WRITE that is not of the page cache's is meant. The open file's flags come with each, for fcntl(2) changes them.
+pub(crate) const fn write_flags(args: &abi::WriteIn) -> WriteFlags {
+    WriteFlags {
+        append: args.flags & libc::O_APPEND as u32 != 0,
+        kill_suid_sgid: args.write_flags & abi::WRITE_KILL_SUIDGID != 0,
+    }
+}
+
+/// What a write with O_DSYNC or O_SYNC waits for: `Some(true)` for its data, `Some(false)` for its times, too.
+pub(crate) const fn synchronous(flags: u32) -> Option<bool> {
+    match flags & libc::O_SYNC as u32 {
+        0 => None,
+        bits => Some(bits != libc::O_SYNC as u32),
     }
 }
 
@@ -130,9 +140,21 @@ mod tests {
         let write = OpenFlags { write: true, ..OpenFlags::default() };
         assert_eq!(flags(libc::O_WRONLY | libc::O_TRUNC), OpenFlags { truncate: true, ..write });
         let both = OpenFlags { read: true, ..write };
-        assert_eq!(flags(libc::O_RDWR | libc::O_APPEND), OpenFlags { append: true, ..both });
-        assert_eq!(flags(libc::O_RDONLY | libc::O_APPEND), read, "who cannot write cannot append");
+        assert_eq!(flags(libc::O_RDWR | libc::O_APPEND), both, "each write says it");
         assert_eq!(flags(0x20), OpenFlags { execute: true, ..read });
+    }
+
+    #[test]
+    fn a_write_is_as_its_descriptor_is_now() {
+        let write = |flags: i32, write_flags| {
+            let args = abi::WriteIn { flags: flags as u32, write_flags, ..abi::WriteIn::default() };
+            (super::write_flags(&args), synchronous(args.flags))
+        };
+        let append = WriteFlags { append: true, ..WriteFlags::default() };
+        assert_eq!(write(libc::O_WRONLY | libc::O_APPEND, 0), (append, None));
+        let kill = WriteFlags { kill_suid_sgid: true, ..WriteFlags::default() };
+        assert_eq!(write(libc::O_DSYNC, abi::WRITE_KILL_SUIDGID), (kill, Some(true)));
+        assert_eq!(write(libc::O_SYNC, 0), (WriteFlags::default(), Some(false)));
     }
 
     #[test]

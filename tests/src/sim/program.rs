@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use sealfs_client_core::{Fs, Handle, OpenFlags};
+use sealfs_client_core::{Fs, Handle, OpenFlags, WriteFlags};
 use sealfs_proto::{Attr, Errno, Ino, Kind, RenameFlag, SetAttr, Who};
 use sealfs_transport::Region;
 use sealfs_transport::tasks::Timers;
@@ -237,7 +237,7 @@ async fn list(fs: &Fs, dir: Ino) -> Result<Vec<(String, Ino, Kind)>, Errno> {
 async fn write(fs: &Fs, handle: Handle, bytes: Bytes) -> Result<(), Errno> {
     let mut region = Region::zeroed(bytes.len);
     region.bytes_mut().copy_from_slice(&bytes.make());
-    let written = fs.write(handle, bytes.offset, region.freeze(), false).await?;
+    let written = fs.write(handle, bytes.offset, region.freeze(), WriteFlags::default()).await?;
     assert_eq!(written, bytes.len, "all of a write is written");
     Ok(())
 }
@@ -261,7 +261,7 @@ async fn close(fs: &Fs, handle: Handle) -> Result<(), Errno> {
 }
 
 const READ_WRITE: OpenFlags =
-    OpenFlags { read: true, write: true, execute: false, append: false, truncate: false };
+    OpenFlags { read: true, write: true, execute: false, truncate: false };
 /// Less than two chunks, and not a multiple of a block.
 const READ_LEN: usize = 100_001;
 /// A few entries.

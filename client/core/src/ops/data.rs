@@ -12,7 +12,7 @@ use sealfs_transport::{Region, Slice};
 use crate::file::{Dirty, File};
 use crate::net::unexpected;
 use crate::route::{Part, parts};
-use crate::{Fs, Handle, Piece};
+use crate::{Fs, Handle, Piece, WriteFlags};
 
 impl Fs {
     /// Up to `len` bytes at `offset`; fewer only at the end of the file. One piece per chunk that is touched, in order.
@@ -35,49 +35,56 @@ impl Fs {
         pieces.into_iter().collect()
     }
 
-    /// Writes at `offset`, or at the end of the file if it was opened for appending (then at most
-    /// `limits::BULK_LEN_MAX` bytes, as one). `kill_suid_sgid`: the writer may not keep these bits. Answers the bytes
-    /// written: fewer than given if some of it failed.
+    /// Writes at `offset`, or at the end of the file with `flags.append` (then at most `limits::BULK_LEN_MAX` bytes, as
+    /// one). Answers the bytes written: fewer than given if some of it failed.
     pub async fn write(
         &self,
         handle: Handle,
         offset: u64,
         bytes: Slice,
-        kill_suid_sgid: bool,
+        flags: WriteFlags,
     ) -> Result<usize, Errno> {
         let open = self.ready(handle).await?;
         let file = &open.file;
         if bytes.is_empty() {
             return Ok(0);
         }
-        if kill_suid_sgid && file.attr().mode & SET_ID_BITS != 0 {
+        if flags.kill_suid_sgid {
+            self.kill_suid_sgid(file, handle).await?;
+        }
+        let _pass = file.data.shared().await;
+        if flags.append {
+            let bytes = bytes.cut(0, bytes.len().min(limits::BULK_LEN_MAX as usize));
+            let offset = self.reserve(file, bytes.len() as u32).await?;
+            return self.write_at(file, offset, &bytes).await?.reported();
+        }
+        self.write_here(file, offset, &bytes).await?.reported()
+    }
+
+    /// Writes what a shared mapping has changed: all of it, or it is an error, for no program is there to write the rest.
+    pub async fn write_back(&self, handle: Handle, offset: u64, bytes: Slice) -> Result<(), Errno> {
+        let open = self.ready(handle).await?;
+        let _pass = open.file.data.shared().await;
+        match self.write_here(&open.file, offset, &bytes).await? {
+            Written { failed: Some(errno), .. } => Err(errno),
+            Written { len, failed: None } if len < bytes.len() => Err(Errno::EFBIG),
+            Written { .. } => Ok(()),
+        }
+    }
+
+    /// Takes set-id bits away before the first byte is written. A mode that is as old as attributes may be is believed: who
+    /// has set such a bit since then could not know what had been written just before, either.
+    async fn kill_suid_sgid(&self, file: &File, handle: Handle) -> Result<(), Errno> {
+        self.refresh(file).await?;
+        if file.attr().mode & SET_ID_BITS != 0 {
             let set = SetAttr { kill_suid_sgid: true, ..SetAttr::default() };
             self.setattr(&Who::root(), file.ino, Some(handle), set).await?;
         }
-        let _pass = file.data.shared().await;
-        if open.flags.append {
-            let bytes = bytes.cut(0, bytes.len().min(limits::BULK_LEN_MAX as usize));
-            let offset = self.reserve(file, bytes.len() as u32).await?;
-            return self.write_at(file, offset, &bytes).await;
-        }
-        self.write_here(file, offset, &bytes).await
-    }
-
-    /// Writes what a shared mapping has changed: to `offset`, also if the file was opened for appending, for whoever maps a
-    /// file knows one of its handles and not the one that was mapped.
-    pub async fn write_back(
-        &self,
-        handle: Handle,
-        offset: u64,
-        bytes: Slice,
-    ) -> Result<usize, Errno> {
-        let open = self.ready(handle).await?;
-        let _pass = open.file.data.shared().await;
-        self.write_here(&open.file, offset, &bytes).await
+        Ok(())
     }
 
     /// Writes at `offset` what fits below the largest file.
-    async fn write_here(&self, file: &File, offset: u64, bytes: &Slice) -> Result<usize, Errno> {
+    async fn write_here(&self, file: &File, offset: u64, bytes: &Slice) -> Result<Written, Errno> {
         let room = limits::FILE_SIZE_MAX.saturating_sub(offset);
         if room == 0 {
             return Err(Errno::EFBIG);
@@ -94,6 +101,20 @@ impl Fs {
         if offset < known && file.is_fresh(self.now(), self.options().size_age_ms) {
             return Ok(known);
         }
+        self.ask_since(file, asked).await?;
+        Ok(file.size())
+    }
+
+    /// Asks for the attributes unless they are young enough.
+    async fn refresh(&self, file: &File) -> Result<(), Errno> {
+        if file.is_fresh(self.now(), limits::CACHE_MS) {
+            return Ok(());
+        }
+        self.ask_since(file, file.asked()).await
+    }
+
+    /// Attributes that were asked for after `asked` questions.
+    async fn ask_since(&self, file: &File, asked: u64) -> Result<(), Errno> {
         let _one = file.asking.exclusive().await;
         // Somebody else may have asked meanwhile: a question that began after this read is good enough.
         if !file.is_answered_since(asked) {
@@ -102,7 +123,7 @@ impl Fs {
             file.absorb(&attr, sent);
             file.answered(number);
         }
-        Ok(file.size())
+        Ok(())
     }
 
     async fn read_part(&self, file: &File, part: Part, region: Region) -> Result<Piece, Errno> {
@@ -113,10 +134,10 @@ impl Fs {
             length: part.len,
         };
         let shard = self.chunk_shard(file.ino, part.index);
-        let (reply, mut region) = self.ask_into(shard, request, region).await?;
+        let (reply, mut region, filled) = self.ask_into(shard, request, region).await?;
         let len = part.len as usize;
         match reply {
-            Reply::Data { length } if length as usize <= len => {
+            Reply::Data { length } if length <= filled && length as usize <= len => {
                 region.bytes_mut()[length as usize..len].fill(0);
                 Ok(Piece { region, len })
             }
@@ -125,8 +146,12 @@ impl Fs {
     }
 
     /// Writes all of `bytes`, which lie within the largest file. The caller has passed the data gate.
-    async fn write_at(&self, file: &File, offset: u64, bytes: &Slice) -> Result<usize, Errno> {
+    async fn write_at(&self, file: &File, offset: u64, bytes: &Slice) -> Result<Written, Errno> {
         let _writing = file.begin_write();
+        if offset + bytes.len() as u64 > u64::from(file.chunk_size()) {
+            // The settlement moves mtime unless somebody has set it under a generation that this write did not know.
+            self.refresh(file).await?;
+        }
         let generation = file.generation();
         self.raise(file, offset + bytes.len() as u64).await?;
         let parts = parts(file.chunk_size(), offset, bytes.len());
@@ -153,10 +178,7 @@ impl Fs {
             let size = if written > 0 { offset + written as u64 } else { 0 };
             self.wrote(file, Dirty { generation, size, blocks, wrote: true });
         }
-        match failed {
-            Some(errno) if written == 0 => Err(errno),
-            _ => Ok(written),
-        }
+        Ok(Written { len: written, failed })
     }
 
     /// Writes one part; gives the blocks that are still to be settled, `None` if the shard has settled them itself.
@@ -215,6 +237,24 @@ impl Fs {
             return Err(Errno::EIO);
         }
         Ok(())
+    }
+}
+
+/// What became of a write.
+struct Written {
+    /// Bytes from its beginning that were written.
+    len: usize,
+    /// Why the rest, or some of it, was not.
+    failed: Option<Errno>,
+}
+
+impl Written {
+    /// What write(2) says: how far it came, or why it came nowhere.
+    const fn reported(self) -> Result<usize, Errno> {
+        match self {
+            Self { len: 0, failed: Some(errno) } => Err(errno),
+            Self { len, .. } => Ok(len),
+        }
     }
 }
 

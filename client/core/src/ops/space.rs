@@ -10,7 +10,7 @@ use sealfs_transport::tasks::join_all;
 
 use crate::file::{Dirty, File};
 use crate::net::unexpected;
-use crate::{Fallocate, Fs, Handle, Whence};
+use crate::{Fallocate, Fs, Handle, Whence, WriteFlags};
 
 impl Fs {
     /// fallocate(2). One request per node that may hold a chunk of the range (two for zeroing), and one to settle.
@@ -101,7 +101,7 @@ impl Fs {
     ) -> Result<u64, Errno> {
         let from = self.ready(source).await?;
         let to = self.ready(target).await?;
-        if !from.flags.read || !to.flags.write || to.flags.append {
+        if !from.flags.read || !to.flags.write {
             return Err(Errno::EBADF);
         }
         // As Linux has it: first the source's end, then the overlap, then the target's limit.
@@ -223,10 +223,10 @@ impl Fs {
         target_offset: u64,
         len: usize,
     ) -> Result<u64, Errno> {
-        let mut copied = 0;
+        let (flags, mut copied) = (WriteFlags::default(), 0);
         for piece in self.read(source, source_offset, len).await? {
             let bytes = piece.region.freeze().cut(0, piece.len);
-            let written = self.write(target, target_offset + copied, bytes, false).await?;
+            let written = self.write(target, target_offset + copied, bytes, flags).await?;
             copied += written as u64;
             if written < piece.len {
                 break;

@@ -7,7 +7,7 @@ mod random;
 
 use fake::model::CHUNK;
 use fake::{World, pattern, slice};
-use sealfs_client_core::{Fallocate, Interrupt, OpenFlags, Options, Whence};
+use sealfs_client_core::{Fallocate, Interrupt, OpenFlags, Options, Whence, WriteFlags};
 use sealfs_proto::{
     Errno, Ino, Kind, Lock, LockKind, LockOwner, LockSpace, NodeId, RenameFlag, Request, SetAttr,
     SetTime, Time, Who, Xattr, XattrFlag,
@@ -15,8 +15,9 @@ use sealfs_proto::{
 
 const CHUNK_LEN: usize = CHUNK as usize;
 const READ_WRITE: OpenFlags =
-    OpenFlags { read: true, write: true, execute: false, append: false, truncate: false };
+    OpenFlags { read: true, write: true, execute: false, truncate: false };
 const ROOT: Ino = Ino::ROOT;
+const PLAIN: WriteFlags = WriteFlags { append: false, kill_suid_sgid: false };
 
 fn lock(kind: LockKind, owner: u64) -> Lock {
     let owner = LockOwner(owner);
@@ -284,7 +285,7 @@ fn fsync_waits_for_writes_in_flight() {
     let fs = world.fs.clone();
     let bytes = slice(b"beyond");
     let writing =
-        world.start(async move { fs.write(handle, u64::from(CHUNK), bytes, false).await });
+        world.start(async move { fs.write(handle, u64::from(CHUNK), bytes, PLAIN).await });
     let fs = world.fs.clone();
     let syncing = world.start(async move { fs.fsync(handle, true).await });
     world.asked();
@@ -340,17 +341,57 @@ fn an_append_goes_where_the_shard_says() {
     let mut world = World::new(3);
     let (attr, writer) = world.create("a");
     let fs = world.fs.clone();
-    let flags = OpenFlags { append: true, write: true, ..OpenFlags::default() };
+    let flags = OpenFlags { write: true, ..OpenFlags::default() };
     let (_, log) = world.run(async move { fs.open(&Who::root(), attr.ino, flags).await }).unwrap();
     // Not settled when the append begins.
     world.write(writer, u64::from(CHUNK), b"first").unwrap();
-    assert_eq!(world.write(log, 0, b"second"), Ok(6));
+    assert_eq!(world.append(log, b"second"), Ok(6));
     // Another client appends.
     world.net.borrow_mut().model.inodes.get_mut(&attr.ino).unwrap().attr.size += 10;
-    assert_eq!(world.write(log, 0, b"third"), Ok(5));
+    assert_eq!(world.append(log, b"third"), Ok(5));
     let all = world.net.borrow().model.bytes(attr.ino, u64::from(CHUNK), 26);
     assert_eq!(all, b"firstsecond\0\0\0\0\0\0\0\0\0\0third");
     assert_eq!(world.stat(attr.ino).unwrap().size, u64::from(CHUNK) + 26);
+    // The same descriptor, after fcntl(2) has taken O_APPEND away.
+    assert_eq!(world.write(log, 0, b"begin"), Ok(5));
+    assert_eq!(world.net.borrow().model.bytes(attr.ino, 0, 6), b"begin\0");
+    assert_eq!(world.stat(attr.ino).unwrap().size, u64::from(CHUNK) + 26);
+}
+
+#[test]
+fn a_write_back_that_failed_in_part_has_failed() {
+    let mut world = World::new(3);
+    let (_, handle) = world.create("a");
+    let second = |request: &Request| matches!(request, Request::Write { index: 1, .. });
+    world.net.borrow_mut().model.fail = Some((second, Errno::ENOSPC));
+    let fs = world.fs.clone();
+    let bytes = slice(&[1; 2 * CHUNK_LEN]);
+    let write_back = async move { fs.write_back(handle, 0, bytes).await };
+    assert_eq!(world.run(write_back), Err(Errno::ENOSPC), "the kernel keeps no page dirty");
+    let fs = world.fs.clone();
+    let write_back = async move { fs.write_back(handle, 0, slice(&[1; 2 * CHUNK_LEN])).await };
+    assert_eq!(world.run(write_back), Ok(()));
+}
+
+#[test]
+fn a_write_is_settled_under_the_generation_that_others_have_made() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    world.write(handle, u64::from(CHUNK), b"mine").unwrap();
+    world.stat(attr.ino).unwrap();
+    world.pass_ms(500);
+    {
+        let mut net = world.net.borrow_mut();
+        let attr = &mut net.model.inodes.get_mut(&attr.ino).unwrap().attr;
+        (attr.mtime, attr.generation, attr.change) = (Time::default(), 2, attr.change + 1);
+    }
+    world.asked();
+    // The model accepts no settlement of another generation.
+    world.write(handle, u64::from(CHUNK), b"MINE").unwrap();
+    assert_eq!(world.stat(attr.ino).unwrap().mtime.seconds, 1);
+    assert_eq!(world.asked(), ["Stat", "Write", "Settle"]);
+    world.write(handle, u64::from(CHUNK), b"MINE").unwrap();
+    assert_eq!(world.asked(), ["Write"], "what is known is young enough");
 }
 
 #[test]
@@ -362,7 +403,7 @@ fn a_truncate_waits_for_writes_and_nothing_undoes_it() {
     let fs = world.fs.clone();
     let bytes = slice(&[2; 10]);
     let writing =
-        world.start(async move { fs.write(handle, 2 * u64::from(CHUNK), bytes, false).await });
+        world.start(async move { fs.write(handle, 2 * u64::from(CHUNK), bytes, PLAIN).await });
     let fs = world.fs.clone();
     let set = SetAttr { size: Some(100), ..SetAttr::default() };
     let cutting =
@@ -534,8 +575,17 @@ fn set_id_bits_go_before_the_bytes_come() {
     world.run(async move { fs.setattr(&Who::root(), attr.ino, None, set).await }).unwrap();
     world.asked();
     let fs = world.fs.clone();
-    world.run(async move { fs.write(handle, 0, slice(b"x"), true).await }).unwrap();
+    let kill = WriteFlags { kill_suid_sgid: true, ..PLAIN };
+    world.run(async move { fs.write(handle, 0, slice(b"x"), kill).await }).unwrap();
     assert_eq!(world.asked(), ["SetAttr", "Write"]);
+    assert_eq!(world.stat(attr.ino).unwrap().mode, 0o755);
+    // Another client has set the bits.
+    world.pass_ms(500);
+    world.net.borrow_mut().model.inodes.get_mut(&attr.ino).unwrap().attr.mode = 0o4755;
+    world.asked();
+    let fs = world.fs.clone();
+    world.run(async move { fs.write(handle, 0, slice(b"x"), kill).await }).unwrap();
+    assert_eq!(world.asked(), ["Stat", "SetAttr", "Write"]);
     assert_eq!(world.stat(attr.ino).unwrap().mode, 0o755);
 }
 
@@ -690,7 +740,7 @@ fn a_node_that_never_answers_is_eio_after_the_timeout() {
     let (_, handle) = world.create("a");
     world.net.borrow_mut().hold = Some(|_| true);
     let fs = world.fs.clone();
-    let writing = world.start(async move { fs.write(handle, 0, slice(b"x"), false).await });
+    let writing = world.start(async move { fs.write(handle, 0, slice(b"x"), PLAIN).await });
     world.pass_ms(59_000);
     assert!(writing.take().is_none());
     world.pass_ms(2_000);

@@ -24,7 +24,7 @@ fn random_operations_agree_with_a_reference() {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut world = World::new(1 + seed as u16 % 4);
         let (attr, mut handle) = world.create("a");
-        let flags = OpenFlags { write: true, append: true, ..OpenFlags::default() };
+        let flags = OpenFlags { write: true, ..OpenFlags::default() };
         let fs = world.fs.clone();
         let open = async move { fs.open(&Who::root(), attr.ino, flags).await };
         let (_, log) = world.run(open).unwrap();
@@ -40,7 +40,7 @@ fn random_operations_agree_with_a_reference() {
                     file.write(offset, &bytes);
                 }
                 2 => {
-                    assert_eq!(world.write(log, 0, &bytes[..len / 8 + 1]), Ok(len / 8 + 1));
+                    assert_eq!(world.append(log, &bytes[..len / 8 + 1]), Ok(len / 8 + 1));
                     file.write(file.0.len(), &bytes[..len / 8 + 1]);
                 }
                 3 => {

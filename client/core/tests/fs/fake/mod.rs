@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use model::{Accepts, Model};
-use sealfs_client_core::{Fs, Handle, OpenFlags, Options, Piece};
+use sealfs_client_core::{Fs, Handle, OpenFlags, Options, Piece, WriteFlags};
 use sealfs_proto::{
     Address, Attr, Claim, Errno, Header, HeaderKind, Ino, NodeId, Reply, Request, Sequence, Status,
     TransportKind, Who, decode, encode,
@@ -359,7 +359,13 @@ impl World {
         bytes: &[u8],
     ) -> Result<usize, Errno> {
         let (fs, bytes) = (self.fs.clone(), slice(bytes));
-        self.run(async move { fs.write(handle, offset, bytes, false).await })
+        self.run(async move { fs.write(handle, offset, bytes, WriteFlags::default()).await })
+    }
+
+    pub(crate) fn append(&mut self, handle: Handle, bytes: &[u8]) -> Result<usize, Errno> {
+        let (fs, bytes) = (self.fs.clone(), slice(bytes));
+        let flags = WriteFlags { append: true, ..WriteFlags::default() };
+        self.run(async move { fs.write(handle, 0, bytes, flags).await })
     }
 
     pub(crate) fn read(
