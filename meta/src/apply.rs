@@ -7,7 +7,7 @@ use sealfs_proto::{Attr, Entry, Ino, Part, Reply, ShardId, Time, TxId};
 use crate::access::{ACL_ACCESS, CAPABILITY};
 use crate::snapshot::walk;
 use crate::state::{Body, Inode, Unlinked};
-use crate::{Answer, AttrChange, Change, Record, State, part};
+use crate::{Answer, AttrChange, Change, Record, State, Times, part};
 
 /// What became of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,8 +175,10 @@ fn inode(
             attr.size = attr.size.max(*size);
             attr.blocks = attr.blocks.saturating_add_signed(*blocks);
             attr.change += 1;
-            if *times {
-                (attr.mtime, attr.ctime) = (now, now);
+            match times {
+                Times::None => {}
+                Times::Written => (attr.mtime, attr.ctime) = (now, now),
+                Times::MtimeSet => attr.ctime = now,
             }
             match answer {
                 Answer::Written(_) => Reply::Written { blocks: *blocks, attr: Some(attr.clone()) },

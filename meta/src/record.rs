@@ -12,7 +12,7 @@ use sealfs_proto::{
 use wincode::{SchemaRead, SchemaWrite};
 
 /// Version of the layout of [`Record`], stored with every journal entry.
-pub const KIND_VERSION: u8 = 1;
+pub const KIND_VERSION: u8 = 2;
 
 /// Whose change it is. Applying a record with an origin keeps the reply until a later record's watermark passes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
@@ -83,12 +83,23 @@ pub struct AttrChange {
     pub atime: Option<Time>,
     /// Modification time.
     pub mtime: Option<Time>,
-    /// Settlements made under an older generation no longer set size or times.
+    /// Settlements made under an older generation no longer set the size, or an mtime that was set.
     pub next_generation: bool,
     /// The access ACL that the new mode brings along.
     pub acl: Option<Vec<u8>>,
     /// File capabilities are lost (the owner or the data changed).
     pub drop_capability: bool,
+}
+
+/// Which times a settlement moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
+pub enum Times {
+    /// None: no data changed.
+    None,
+    /// mtime and ctime.
+    Written,
+    /// ctime: data changed, but mtime is what somebody has set it to.
+    MtimeSet,
 }
 
 /// What changes. Numbers of variants are stored: new ones go to the end.
@@ -130,8 +141,8 @@ pub enum Change {
         size: u64,
         /// More 512-byte units are allocated.
         blocks: i64,
-        /// The data changed under the present generation: mtime and ctime move.
-        times: bool,
+        /// Which times move.
+        times: Times,
         /// What is answered.
         answer: Answer,
     },

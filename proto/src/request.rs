@@ -83,8 +83,8 @@ pub enum Request {
     /// Change: `bound` becomes at least this; durable to the device when answered. Reply `Attr`.
     Raise { ino: Ino, bound: u64 },
     /// Change: what writes to chunks 1.. did: data ends at least at `size`, `blocks` more 512-byte units are allocated;
-    /// `wrote`: the data changed, so that times move. Made under `generation`; if the inode's is newer, times stay and
-    /// the shard asks the chunk holders for the end of the data. Reply `Attr`.
+    /// `wrote`: the data changed, so that times move. Made under `generation`; if the inode's is newer, an mtime that was
+    /// set stays, and the shard asks the chunk holders for the end of the data. Reply `Attr`.
     Settle { ino: Ino, generation: u64, size: u64, blocks: i64, wrote: bool },
     /// Change: appends: reserves `length` bytes at the end of the file. Reply `Offset`.
     Reserve { ino: Ino, length: u32 },

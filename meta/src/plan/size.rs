@@ -3,20 +3,22 @@
 //! 1. No byte at or beyond `bound` was ever written, by anybody: it never falls, for a client may still write below the
 //!    bound it knew before a truncation.
 //! 2. While a cut is pending the file does not grow: what would grow it is Busy.
-//! 3. A settlement made under an older generation never makes the file larger than its data.
+//! 3. A settlement made under an older generation never makes the file larger than its data, and leaves an mtime that was
+//!    set. That data has changed is shown by ctime and the change counter in any case, or an open elsewhere would go on with
+//!    the pages that it has.
 
-use sealfs_proto::{Errno, Ino, Reply, Request, Time, limits};
+use sealfs_proto::{Attr, Errno, Ino, Reply, Request, Time, limits};
 
 use super::{Asked, Planned, Question, Refused};
 use crate::state::{Key, Unlinked};
-use crate::{Answer, Body, Change, Inode, Record, State};
+use crate::{Answer, Body, Change, Inode, Record, State, Times};
 
 pub(super) fn plan(state: &State, request: &Request, asked: &Asked) -> Result<Planned, Refused> {
     match *request {
         Request::Raise { ino, bound } => raise(state, asked, ino, bound),
         Request::Settle { ino, generation, size, blocks, wrote } => {
             let inode = file(state, ino)?;
-            let times = wrote && generation >= inode.attr.generation;
+            let times = settled_times(&inode.attr, generation, wrote);
             let size = match settled_size(inode, generation, size, asked) {
                 Ok(size) => size,
                 Err(question) => return Ok(Planned::Ask(question)),
@@ -41,7 +43,7 @@ pub fn plan_settle_write(
     let inode = file(state, ino)?;
     no_growth_into_cut(inode, to)?;
     let answer = Answer::Written(ino);
-    let change = Change::Settle { ino, size: to, blocks, times: true, answer };
+    let change = Change::Settle { ino, size: to, blocks, times: Times::Written, answer };
     Ok(Record { origin: Some(asked.origin), now: asked.now, change })
 }
 
@@ -70,6 +72,17 @@ fn raise(state: &State, asked: &Asked, ino: Ino, bound: u64) -> Result<Planned, 
     Ok(asked.record(Change::Raise { ino, bound }))
 }
 
+/// Data that changed always shows: it moves ctime and the change counter. mtime moves, too, unless somebody who did not see
+/// the data has set it (then it differs from ctime).
+fn settled_times(attr: &Attr, generation: u64, wrote: bool) -> Times {
+    let set = generation < attr.generation && attr.mtime != attr.ctime;
+    match wrote {
+        false => Times::None,
+        true if set => Times::MtimeSet,
+        true => Times::Written,
+    }
+}
+
 /// How far the data reaches as this settlement may say it.
 fn settled_size(inode: &Inode, generation: u64, size: u64, asked: &Asked) -> Result<u64, Question> {
     let attr = &inode.attr;
@@ -90,13 +103,13 @@ fn settle(
     asked: &Asked,
     size: u64,
     blocks: i64,
-    times: bool,
+    times: Times,
 ) -> Result<Planned, Refused> {
     let attr = &inode.attr;
     if size > limits::FILE_SIZE_MAX {
         return Err(Errno::EFBIG.into());
     }
-    if size <= attr.size && blocks == 0 && !times {
+    if size <= attr.size && blocks == 0 && times == Times::None {
         return Ok(Planned::Reply(Reply::Attr(attr.clone())));
     }
     no_growth_into_cut(inode, size)?;
@@ -182,7 +195,8 @@ mod tests {
         world.set(Who::root(), file, SetAttr { size: Some(10), ..SetAttr::default() }).unwrap();
         let mut asked = world.asked();
         let question = Question::End { ino: file, generation: 2, chunk_size: 1 << 20 };
-        let request = settle(file, 1, 5_000, 0);
+        let request =
+            Request::Settle { ino: file, generation: 1, size: 5_000, blocks: 0, wrote: false };
         let planned = plan(&world.states[0], &request, &asked);
         assert_eq!(planned, Ok(Planned::Ask(question)));
         asked.facts.end = Some((1, 9_000));
