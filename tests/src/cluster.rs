@@ -2,6 +2,9 @@
 //!
 //! The binary is `$SEALFS_BIN`, else `release/sealfs` in the target directory. Everything a cluster writes is in one
 //! temporary directory; when a test fails, the tails of all logs are printed.
+//!
+//! Where a test runs decides three things: `$SEALFS_TEST_TRANSPORT` (tcp), the address that all nodes listen on,
+//! `$SEALFS_TEST_ADDRESS` (127.0.0.1), and the size of a node's volume, `$SEALFS_TEST_SIZE` (2G).
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -32,6 +35,16 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// How clients and nodes reach nodes, unless a test says otherwise.
+#[must_use]
+pub fn transport() -> String {
+    setting("SEALFS_TEST_TRANSPORT", "tcp")
+}
+
+fn setting(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
 /// A cluster of processes.
 pub struct Cluster {
     dir: tempfile::TempDir,
@@ -48,10 +61,10 @@ struct Mounted {
 }
 
 impl Cluster {
-    /// Starts `count` nodes with volumes of 2 GiB (sparse until written).
+    /// Starts `count` nodes.
     #[must_use]
     pub fn start(count: usize) -> Self {
-        Self::start_with(count, &["--size", "2G"])
+        Self::start_with(count, &["--size", &setting("SEALFS_TEST_SIZE", "2G")])
     }
 
     /// Starts `count` nodes, `extra` behind `sealfs serve`.
@@ -62,8 +75,9 @@ impl Cluster {
             .tempdir()
             .expect("a temporary directory");
         // All are held open until all are known, so that no port comes twice.
-        let ports: Vec<TcpListener> =
-            (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+        let host = setting("SEALFS_TEST_ADDRESS", "127.0.0.1");
+        let bind = || TcpListener::bind((host.as_str(), 0)).expect("a free port");
+        let ports: Vec<TcpListener> = (0..count).map(|_| bind()).collect();
         let addresses: Vec<String> =
             ports.iter().map(|port| port.local_addr().expect("it is bound").to_string()).collect();
         drop(ports);
@@ -137,6 +151,9 @@ impl Cluster {
         command.args(["--id", &(at + 1).to_string()]);
         command.arg("--data").arg(self.data(at)).arg("--nodes").arg(self.nodes_file());
         command.arg("--key").arg(self.key()).args(&self.extra).stdin(Stdio::null());
+        if !self.extra.iter().any(|word| word == "--transport") {
+            command.args(["--transport", &transport()]);
+        }
         command
     }
 
@@ -165,8 +182,11 @@ impl Cluster {
         let path = self.dir.path().join(format!("mnt{number}"));
         fs::create_dir_all(&path).expect("the mountpoint can be made");
         let log = append(&self.dir.path().join(format!("mnt{number}.log")));
+        let chosen = ["--transport", &transport()];
+        let default: &[&str] = if extra.contains(&"--transport") { &[] } else { &chosen };
         let daemon = Command::new(binary())
-            .args(["--log", "info", "mount", "--foreground", "--transport", "tcp"])
+            .args(["--log", "info", "mount", "--foreground"])
+            .args(default)
             .args(extra)
             .arg("--key")
             .arg(self.key())

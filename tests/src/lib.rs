@@ -4,6 +4,7 @@
 
 pub mod cluster;
 pub mod sim;
+pub mod suites;
 
 /// Bytes that differ at every offset and for every `seed`.
 #[must_use]
