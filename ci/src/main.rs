@@ -12,6 +12,7 @@
 mod edges;
 mod rules;
 mod stages;
+mod vm;
 
 use std::process::ExitCode;
 use std::time::Instant;

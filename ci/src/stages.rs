@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::{edges, rules};
+use crate::{edges, rules, vm};
 
 /// Why a stage failed, for a person.
 pub(crate) type Outcome = Result<(), String>;
@@ -113,6 +113,13 @@ pub(crate) const STAGES: &[Stage] = &[
         budget_min: 6,
         quick: false,
         run: || mount("programs"),
+    },
+    Stage {
+        name: "vm",
+        what: "what needs RDMA, over soft-RoCE in a VM",
+        budget_min: 10,
+        quick: false,
+        run: vm::stage,
     },
 ];
 
