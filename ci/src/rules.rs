@@ -14,6 +14,10 @@ use crate::stages::Outcome;
 const UNSAFE_FILES: &[&str] = &[
     "client/src/sys.rs",
     "server/src/sys.rs",
+    "transport/rdma/src/verbs/ibv/cm.rs",
+    "transport/rdma/src/verbs/ibv/device.rs",
+    "transport/rdma/src/verbs/ibv/queue.rs",
+    "transport/rdma/src/verbs/ibv/sys.rs",
     "transport/ring/src/pool.rs",
     "transport/ring/src/ring.rs",
     "transport/ring/src/sys.rs",

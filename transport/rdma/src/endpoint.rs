@@ -48,6 +48,8 @@ pub(crate) struct Endpoint {
     fresh: Vec<Conn>,
     /// When to look for silent peers; `None` while nobody is connected.
     probe_at: Option<Instant>,
+    /// When the provider wants to be polled even if nothing happens.
+    retry_at: Option<Instant>,
     events: VecDeque<Event>,
     failed: u64,
     last_error: Option<String>,
@@ -77,6 +79,7 @@ impl Endpoint {
             deadlines: VecDeque::new(),
             fresh: Vec::new(),
             probe_at: None,
+            retry_at: None,
             events: VecDeque::new(),
             failed: 0,
             last_error: None,
@@ -91,6 +94,10 @@ impl Endpoint {
 
     pub(crate) fn descriptors(&self) -> &[(u64, File)] {
         self.verbs.descriptors()
+    }
+
+    pub(crate) fn woken(&mut self, number: u64) {
+        self.verbs.woken(number);
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -184,6 +191,7 @@ impl Endpoint {
         self.work_off(now);
         self.verbs.arm();
         self.take_happenings();
+        self.retry_at = self.verbs.retry_ms().map(|ms| now.after_ms(ms));
     }
 
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Event> {
@@ -199,7 +207,7 @@ impl Endpoint {
             return Some(Instant(0));
         }
         let handshake = self.deadlines.front().map(|&(deadline, _)| deadline);
-        self.probe_at.into_iter().chain(handshake).min()
+        self.probe_at.into_iter().chain(self.retry_at).chain(handshake).min()
     }
 
     // ---- what the provider tells ----
@@ -215,11 +223,7 @@ impl Endpoint {
             Happening::Incoming { link, peer, private } => {
                 return self.welcome(*link, *peer, private);
             }
-            Happening::Resolved { link }
-            | Happening::Established { link, .. }
-            | Happening::Lost { link, .. }
-            | Happening::Done { link, .. }
-            | Happening::Received { link, .. } => *link,
+            other => other.link(),
         };
         let slot = *self.links.get(&link).expect("nothing is told of a link that was destroyed");
         let connection = self.slots[slot].as_mut().expect("a link has a connection");

@@ -10,8 +10,8 @@
 //! [`Rdma`] is a handle: one clone goes to `Calls` as its transport, one stays with the thread's loop, which hands it the
 //! ring's completions. Frames queued during a turn leave in one chain of work per connection, with one doorbell.
 //!
-//! Layers: [`verbs`] is the trait of exactly what is needed of a device, with memory moved in and out; its
-//! provider is [`soft`] (inside one process, with faults on demand). Above it are
+//! Layers: [`verbs`] is the trait of exactly what is needed of a device, with memory moved in and out; its providers are
+//! `verbs::ibv` (the only place with `unsafe`) and [`soft`] (inside one process, with faults on demand). Above it are
 //! `endpoint` and `connection`, which know what messages mean, `flow` (windows), `message` (layout) and `bounce` (memory to
 //! copy through, for payload that does not lie in registered memory).
 //!
@@ -24,7 +24,7 @@
 //! 5. A connection that has not finished its handshake in time ends; a peer that is silent is probed.
 //!
 //! Not here: reconnecting, resending, pings (`Calls` does them).
-#![forbid(unsafe_code)]
+#![forbid(unsafe_op_in_unsafe_fn)]
 
 mod bounce;
 mod connection;
@@ -91,9 +91,26 @@ struct Driven {
 const POLLIN: u32 = 1;
 
 impl Rdma {
-    /// An endpoint whose regions come from `pool`, which is registered with the provider: for peers if this endpoint serves
-    /// nobody, for itself only if it serves a node. The ring's completions have the owner [`sealfs_ring::Owner::Rdma`] and go
-    /// to [`Rdma::complete`].
+    /// An endpoint on `ring` whose regions come from `pool`, which is registered with the devices: for peers if this
+    /// endpoint serves nobody, for itself only if it serves a node. Its completions have the owner
+    /// [`sealfs_ring::Owner::Rdma`] and go to [`Rdma::complete`]. Fails with what is missing and what to do.
+    #[cfg(feature = "rdma")]
+    pub fn new(ring: &Ring, pool: &Pool, config: Config) -> Result<Self, Failure> {
+        let device = config.device.clone();
+        let verbs = verbs::ibv::Ibv::new(device.as_deref(), ring.wake())?;
+        Self::over(Box::new(verbs), Some(ring.clone()), pool, config)
+    }
+
+    /// Fails: this program was built without RDMA.
+    #[cfg(not(feature = "rdma"))]
+    pub fn new(_ring: &Ring, _pool: &Pool, _config: Config) -> Result<Self, Failure> {
+        Err(Failure(
+            "this program was built without RDMA: build it with the cargo feature `rdma`, or use --transport tcp"
+                .into(),
+        ))
+    }
+
+    /// An endpoint over a provider of one's own, for tests and simulations.
     pub fn over(
         mut verbs: Box<dyn Verbs>,
         ring: Option<Ring>,
@@ -115,7 +132,9 @@ impl Rdma {
 
     /// Takes a completion of the ring; what comes of it is for [`Transport::poll`] to tell.
     pub fn complete(&self, completion: Completion) {
-        self.0.borrow_mut().watched.remove(&completion.id);
+        let mut driven = self.0.borrow_mut();
+        driven.watched.remove(&completion.id);
+        driven.endpoint.woken(completion.id);
     }
 
     /// What the connections are made of and have done. Cost: a look at each connection.

@@ -57,8 +57,7 @@ impl Connection {
     pub(crate) fn probe(&mut self, since: Instant, now: Instant, verbs: &mut dyn Verbs) -> Outcome {
         let (Some(link), true) = (self.link, self.accepted) else { return Ok(()) };
         let is_open = matches!(self.phase, Phase::Open(_) | Phase::Judged(_));
-        let is_idle = verbs.room(link) == verbs.limits(link).depth;
-        if is_open && is_idle && self.last_sent <= since {
+        if is_open && verbs.room(link) > 0 && self.last_sent <= since {
             self.last_sent = now;
             self.counters.probes += 1;
             let posted = verbs.post(link, vec![Work::Probe]);

@@ -229,7 +229,7 @@ impl Fabric {
             if matches!(happening, Happening::Received { link: of, .. } if *of == link) {
                 *freed += 1;
             }
-            link_of(happening) != link
+            happening.link() != link
         });
         let silent = host.silent;
         if let Some(peer) = end.peer
@@ -508,17 +508,6 @@ fn bytes_of(loan: &Loan) -> &[u8] {
     match loan {
         Loan::Room(region) => region.bytes(),
         Loan::Offer(slice) => slice.bytes(),
-    }
-}
-
-fn link_of(happening: &Happening) -> Link {
-    match happening {
-        Happening::Resolved { link }
-        | Happening::Incoming { link, .. }
-        | Happening::Established { link, .. }
-        | Happening::Lost { link, .. }
-        | Happening::Done { link, .. }
-        | Happening::Received { link, .. } => *link,
     }
 }
 

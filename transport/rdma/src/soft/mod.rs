@@ -167,6 +167,12 @@ impl Verbs for SoftVerbs {
         &[]
     }
 
+    fn woken(&mut self, _number: u64) {}
+
+    fn retry_ms(&self) -> Option<u64> {
+        None
+    }
+
     fn facts(&self, _link: Link) -> Facts {
         Facts {
             device: format!("soft{}", self.host),

@@ -1,7 +1,7 @@
 //! Exactly the verbs that this crate uses, as a safe trait: what a provider does, and what it owns meanwhile.
 //!
 //! A [`Link`] is one connection of the connection manager with its queue pair, from the first step of setting it up to its
-//! destruction. [`crate::soft`] is a provider inside a process.
+//! destruction. The real provider is `ibv`; [`crate::soft`] is one inside a process.
 //!
 //! ```text
 //! connecting:  resolve -> Resolved -> connect -> Established -> post ... -> Lost -> destroy
@@ -18,6 +18,9 @@
 //!    provider keeps that many receive buffers posted. Who keeps to the window never meets "receiver not ready".
 //!
 //! Not here: what messages mean, windows, retries, deadlines.
+
+#[cfg(feature = "rdma")]
+pub mod ibv;
 
 use std::net::SocketAddr;
 
@@ -201,6 +204,21 @@ pub enum Happening {
     Received { link: Link, bytes: Vec<u8> },
 }
 
+impl Happening {
+    /// What it is about.
+    #[must_use]
+    pub const fn link(&self) -> Link {
+        match self {
+            Self::Resolved { link }
+            | Self::Incoming { link, .. }
+            | Self::Established { link, .. }
+            | Self::Lost { link, .. }
+            | Self::Done { link, .. }
+            | Self::Received { link, .. } => *link,
+        }
+    }
+}
+
 /// A provider of verbs, for one endpoint of one thread.
 pub trait Verbs {
     /// Accepts connections at `address` (port 0: one that is free) and says where. `share`: other endpoints of this process
@@ -235,9 +253,13 @@ pub trait Verbs {
     /// Has the descriptors become readable when something happens from now on. What happened before must be polled for once
     /// more after this.
     fn arm(&mut self);
-    /// What a thread that sleeps must watch for reading, by number; [`Verbs::poll`] takes what made them readable. Numbers
-    /// stand for the same descriptor for ever.
+    /// What a thread that sleeps must watch for reading, by number; [`Verbs::woken`] is told. A number stands for the same
+    /// descriptor for ever.
     fn descriptors(&self) -> &[(u64, File)];
+    /// The descriptor of this number has become readable.
+    fn woken(&mut self, number: u64);
+    /// When to be polled again even if nothing happens, in milliseconds from now.
+    fn retry_ms(&self) -> Option<u64>;
     /// What a link is made of.
     fn facts(&self, link: Link) -> Facts;
 }

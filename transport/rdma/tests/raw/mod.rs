@@ -25,6 +25,9 @@ impl RawLink {
     }
 
     fn advance(&mut self) {
+        let numbers: Vec<u64> =
+            self.verbs.descriptors().iter().map(|(number, _)| *number).collect();
+        numbers.into_iter().for_each(|number| self.verbs.woken(number));
         while let Some(happening) = self.verbs.poll() {
             match happening {
                 Happening::Resolved { link } => {
