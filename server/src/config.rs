@@ -19,7 +19,7 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
-    /// Data directory.
+    /// Data directory, or block device.
     pub data: Option<PathBuf>,
     /// `ADDR:PORT` to listen on; port 0 takes a free one. Default: this node's address in the list.
     pub listen: Option<String>,
@@ -35,20 +35,20 @@ pub struct Settings {
     pub key: Option<PathBuf>,
     /// `process` (default), `power` or `scratch`.
     pub durability: Option<String>,
-    /// Bytes of the volume, at format: `100G`. Default: half of what is free.
+    /// Bytes of the volume, at format: `100G`. Default: half of what is free, or the rest of a device.
     pub size: Option<String>,
     /// Bytes of buffers per core: `128M`.
     pub memory: Option<String>,
     /// Seconds after which a silent client's session ends.
     pub lease: Option<u64>,
-    /// Accepts a data directory that is a copy, whose original is gone for good.
+    /// Accepts a data directory or device that is a copy, whose original is gone for good.
     pub adopt: Option<bool>,
 }
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Data directory.
+    /// Data directory, or block device.
     pub data: PathBuf,
     /// Where to listen, `host:port`.
     pub listen: String,
@@ -62,13 +62,13 @@ pub struct Config {
     pub cores: Vec<Option<usize>>,
     /// When a change counts as kept.
     pub durability: Durability,
-    /// Bytes of the volume at format; `None`: half of what is free.
+    /// Bytes of the volume at format; `None`: half of what is free, or the rest of a device.
     pub volume_len: Option<u64>,
     /// Bytes of buffers per core.
     pub memory: usize,
     /// A session that has sent nothing for so long has ended, milliseconds.
     pub lease_ms: u64,
-    /// Accepts a data directory that is a copy.
+    /// Accepts a data directory or device that is a copy.
     pub adopt: bool,
 }
 
@@ -107,7 +107,7 @@ impl Settings {
 
     /// Checks everything, reads the nodes file and the key file, and finds the node's own id.
     pub fn resolve(self) -> Result<Config, ConfigError> {
-        let data = required(self.data, "data", "DIR, where this node keeps its data")?;
+        let data = required(self.data, "data", "DIR|DEVICE, where this node keeps its data")?;
         let nodes = required(self.nodes, "nodes", "FILE|LIST, all nodes of the cluster")?;
         let key = required(self.key, "key", "FILE, the key that the cluster's machines share")?;
         let nodes = read_nodes(&nodes)?;

@@ -105,11 +105,11 @@ impl CoreThread {
         let Ok(wakes) = wakes.recv() else { return Ok(None) };
 
         let (recovery, segments) = self.files.recover(self.config)?;
-        let CoreFiles { volume, snapshots, .. } = self.files;
+        let CoreFiles { store, volume, .. } = self.files;
         drop(report.send(Report::Recovered));
         let Ok(address) = address.recv() else { return Ok(None) };
 
-        let disk = RingDisk::new(ring.clone(), id.0, volume, snapshots, segments)?;
+        let disk = RingDisk::new(ring.clone(), id.0, store, &volume, segments)?;
         let arena: Rc<dyn Arena> = Rc::new(pool);
         let tcp = Tcp::new(&ring, sealfs_tcp::Config::new(self.identity));
         let listens = tcp.listen(&address.to_string(), true).map_err(failed)?;

@@ -8,11 +8,11 @@ mod config;
 mod core_thread;
 mod datadir;
 mod disk;
-mod files;
 mod mailbox;
 mod recover;
 mod run;
 mod segments;
+mod store;
 mod sys;
 
 pub use config::{Config, ConfigError, Settings};

@@ -11,44 +11,41 @@
 //! A node that is started with another number of cores first turns its state into snapshots ([`convert`]), for a journal
 //! holds the entries of its own core's shards only.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use sealfs_meta::journal::SegmentHeader;
 use sealfs_server_core::chunk::VolumeRead;
 use sealfs_server_core::{Config, Recovery};
 
 use crate::StartError;
-use crate::datadir::{DataDir, LastRun, VOLUME_AT, snapshot_name};
-use crate::files::{failed, remove, replace};
+use crate::datadir::{DataDir, LastRun, VOLUME_AT};
 use crate::segments::Segments;
+use crate::store::{Extent, JournalId, Store};
 
-/// What a core's thread needs of the data directory.
+/// What a core's thread needs of the node's store.
 #[derive(Debug)]
 pub(crate) struct CoreFiles {
+    /// Where everything lies.
+    pub(crate) store: Arc<dyn Store>,
     /// Its journal.
-    pub(crate) journal: PathBuf,
-    /// Where snapshots lie.
-    pub(crate) snapshots: PathBuf,
+    pub(crate) journal: JournalId,
     /// Header of its segments.
     pub(crate) owner: SegmentHeader,
     /// How the last run ended.
     pub(crate) last: LastRun,
     /// The node's volume.
-    pub(crate) volume: File,
+    pub(crate) volume: Extent,
 }
 
 impl CoreFiles {
     /// Those of `core`.
     pub(crate) fn of(dir: &DataDir, core: u16) -> Result<Self, StartError> {
         Ok(Self {
+            store: Arc::clone(dir.store()),
             journal: dir.journal(core),
-            snapshots: dir.snapshots(),
             owner: dir.segment_header(core),
             last: dir.last_run(),
-            volume: dir.open_volume()?,
+            volume: dir.store().volume()?.extent,
         })
     }
 
@@ -59,21 +56,17 @@ impl CoreFiles {
         let shards: Vec<_> = owned.map(|(shard, _)| shard).collect();
         let mut recovery = Recovery::new(config);
         for shard in shards {
-            let path = self.snapshots.join(snapshot_name(shard));
-            let bytes = match fs::read(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                read => read.map_err(failed("read", &path))?,
-            };
+            let Some(bytes) = self.store.snapshot(shard)? else { continue };
             recovery.snapshot(shard, &bytes).map_err(|error| {
+                let (name, anew) = (self.store.name(), self.store.anew());
                 StartError(format!(
-                    "snapshot {}: {error}; restore the data directory, or start this node with an empty one",
-                    path.display()
+                    "{name}: snapshot of shard {shard}: {error}; restore it, or {anew}"
                 ))
             })?;
         }
-        let segments = Segments::recover(&self.journal, self.owner, self.last, |bytes| {
-            recovery.journal(bytes)
-        })?;
+        let store = Arc::clone(&self.store);
+        let feed = |bytes: &[u8]| recovery.journal(bytes);
+        let segments = Segments::recover(store, self.journal, self.owner, self.last, feed)?;
         if self.last.lost_power() {
             self.verify(&mut recovery)?;
         }
@@ -91,7 +84,7 @@ impl CoreFiles {
             for suspect in suspects {
                 let VolumeRead { offset, len } = suspect.read;
                 bytes.resize(len as usize, 0);
-                let read = self.volume.read_exact_at(&mut bytes, VOLUME_AT + offset);
+                let read = self.volume.read_at(&mut bytes, VOLUME_AT + offset);
                 read.map_err(|error| {
                     StartError(format!("cannot read volume bytes {offset}..+{len}: {error}"))
                 })?;
@@ -114,18 +107,14 @@ pub(crate) fn convert(
     let before = dir.superblock().journal_cores;
     tracing::info!(before, cores, "the number of cores has changed: all shards go to snapshots");
     // A snapshot's extents are not verified again, so that they must be on the device before it.
-    let volume = dir.open_volume()?;
-    volume.sync_data().map_err(|error| StartError(format!("cannot sync the volume: {error}")))?;
+    dir.store().volume()?.extent.sync()?;
     for core in 0..before {
         let files = CoreFiles::of(dir, core)?;
         let (recovery, _) = files.recover(config_of(core, before))?;
         for (shard, bytes) in recovery.snapshots() {
             // CRASH: entries that a snapshot contains are skipped, so that old and new ones may stand side by side.
-            let name = snapshot_name(shard);
-            match bytes {
-                Some(bytes) => replace(&files.snapshots, &name, &bytes)?,
-                None => remove(&files.snapshots, &name)?,
-            }
+            let pieces = bytes.map(|bytes| vec![bytes]);
+            files.store.set_snapshot(shard, pieces.as_deref())?;
         }
     }
     Ok(dir.renew_journal(cores)?)

@@ -105,7 +105,7 @@ impl Server {
             };
             start.spawn(thread)?;
         }
-        let local_addr = start.run(&address)?;
+        let local_addr = start.run(&address, &mut dir)?;
         Ok(Self {
             local_addr,
             stopper: start.stopper.clone(),
@@ -271,7 +271,7 @@ impl Starting {
     }
 
     /// Takes the threads from ring to loop; gives the address on which all of them listen.
-    fn run(&mut self, address: &SocketAddr) -> Result<SocketAddr, StartError> {
+    fn run(&mut self, address: &SocketAddr, dir: &mut DataDir) -> Result<SocketAddr, StartError> {
         let cores = self.threads.len();
         let mut wakes: Vec<(CoreId, Wake)> = Vec::new();
         for _ in 0..cores {
@@ -290,6 +290,7 @@ impl Starting {
                 other => unreachable!("a core recovers after it has its ring, not {other:?}"),
             }
         }
+        dir.begin()?;
         // One after the other: with port 0 the first one learns which port the others share.
         let mut address = *address;
         for core in &self.addresses {
@@ -307,6 +308,7 @@ impl Starting {
                 other => unreachable!("a core serves after it listens, not {other:?}"),
             }
         }
+        dir.settle()?;
         Ok(address)
     }
 

@@ -1,4 +1,4 @@
-//! What a data directory says of itself: whose it is and which of its files are valid.
+//! What a store says of itself: whose it is and which of its parts are valid.
 //!
 //! ```text
 //!  0  magic "SEALFSSB"      8  format version u32    12  body length u32
@@ -6,8 +6,7 @@
 //! 32  body: Superblock in the codec's bytes
 //!     crc u32: CRC32C of all bytes before
 //! ```
-//! All little-endian. The file is replaced as a whole (temporary file, fsync, rename, fsync of the directory), so that
-//! there is always exactly one valid version.
+//! All little-endian. It is replaced as a whole, see `crate::store`, so that there is always exactly one valid version.
 
 use sealfs_proto::{ClusterMap, Corrupt, NodeId, decode, encode};
 use wincode::{SchemaRead, SchemaWrite};
@@ -15,17 +14,17 @@ use wincode::{SchemaRead, SchemaWrite};
 /// The superblock's content.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub(crate) struct Superblock {
-    /// The map as of the last start; its cluster is the directory's.
+    /// The map as of the last start; its cluster is the store's.
     pub(crate) map: ClusterMap,
-    /// Whose directory this is.
+    /// Whose store this is.
     pub(crate) node: NodeId,
     /// Drawn at format; the volume carries it too.
     pub(crate) instance: u64,
     /// Bytes of the volume behind its header.
     pub(crate) volume_len: u64,
-    /// The volume's inode number: a copy of the directory has another.
-    pub(crate) volume_ino: u64,
-    /// Which of the directories in `journal` is valid; all others are left-overs.
+    /// The volume's inode number, or what is known to stay with a block device: a copy has another. 0: not known.
+    pub(crate) volume_identity: u64,
+    /// Which generation of journals is valid; all others are left-overs.
     pub(crate) journal_generation: u32,
     /// Cores that the valid journal was written with.
     pub(crate) journal_cores: u16,
@@ -118,7 +117,7 @@ mod tests {
             node: NodeId(2),
             instance: 99,
             volume_len: 1 << 28,
-            volume_ino: 12,
+            volume_identity: 12,
             journal_generation: 1,
             journal_cores: 4,
             boot: [3; 16],

@@ -10,21 +10,19 @@
 //! 2. After an error nothing is written any more, and everything fails: the core ends the process.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 
 use sealfs_meta::journal::position_of;
 use sealfs_ring::{File, Op, Piece};
 
 use super::worker::Job;
-use crate::files::{FileError, failed};
 use crate::segments::{Segments, Spare};
+use crate::store::{FileError, Place};
 
 /// The journal's queue. It decides what happens next; [`super::RingDisk`] carries it out.
 pub(super) struct Journal {
     segments: Segments,
     /// The last segment, for the ring.
-    file: Option<File>,
-    path: PathBuf,
+    file: Option<(File, Place)>,
     waiting: VecDeque<(u64, Vec<u8>)>,
     writing: Vec<u64>,
     /// Appends taken and completed since the start.
@@ -54,16 +52,13 @@ pub(super) enum Step {
 impl Journal {
     /// A journal that goes on behind what was recovered.
     pub(super) fn new(mut segments: Segments) -> Result<Self, FileError> {
-        let (mut file, mut path) = (None, PathBuf::new());
-        if let Some(tail) = segments.room(0) {
-            let own = tail.file.try_clone();
-            file = Some(File::new(own.map_err(failed("open", &tail.path))?));
-            path.clone_from(&tail.path);
-        }
+        let file = match segments.room(0) {
+            Some(tail) => Some((File::new(tail.extent.file()?), tail.extent.place().clone())),
+            None => None,
+        };
         Ok(Self {
             segments,
             file,
-            path,
             waiting: VecDeque::new(),
             writing: Vec::new(),
             taken: 0,
@@ -89,12 +84,15 @@ impl Journal {
 
     /// What may go when nothing below `position` is needed.
     pub(super) fn cut(&mut self, id: u64, position: u64) -> Job {
-        Job::Remove { id, paths: self.segments.cut(position) }
+        Job::Remove { id, segments: self.segments.cut(position) }
     }
 
-    /// The file that is appended to, for errors.
-    pub(super) fn path(&self) -> &PathBuf {
-        &self.path
+    /// An error in what was done to the segment that is appended to.
+    pub(super) fn failed(&self, what: &str, error: std::io::Error) -> FileError {
+        match &self.file {
+            Some((_, place)) => place.failed(what)(error),
+            None => FileError::new(what, "the journal", &error),
+        }
     }
 
     /// The write in flight is on its way to the device, or failed.
@@ -148,7 +146,7 @@ impl Journal {
         while self.closing == 0 && self.syncs.front().is_some_and(|(at, _)| *at <= self.completed) {
             let Some((_, id)) = self.syncs.pop_front() else { break };
             steps.push(match &self.file {
-                Some(file) => Step::Sync(id, Op::Sync { file: file.clone(), data_only: true }),
+                Some((file, _)) => Step::Sync(id, Op::Sync { file: file.clone(), data_only: true }),
                 None => Step::Complete(id, Ok(())),
             });
         }
@@ -161,8 +159,9 @@ impl Journal {
             return;
         }
         let Some(tail) = self.segments.room(first_len) else { return };
-        let (at, mut room) = (tail.used, tail.len - tail.used);
-        let half_full = tail.len - tail.used < tail.len / 2;
+        let (at, len) = (tail.extent.start() + tail.used, tail.extent.len());
+        let mut room = len - tail.used;
+        let half_full = room < len / 2;
         let mut pieces = Vec::new();
         while self.waiting.front().is_some_and(|(_, bytes)| bytes.len() as u64 <= room) {
             if pieces.len() == Op::PIECES_MAX {
@@ -173,7 +172,7 @@ impl Journal {
             self.writing.push(id);
             pieces.push(Piece::Bytes(bytes));
         }
-        if let Some(file) = self.file.clone() {
+        if let Some((file, _)) = self.file.clone() {
             steps.push(Step::Write(Op::Write { file, at: Some(at), pieces, skip: 0 }));
         }
         if half_full {
@@ -205,23 +204,17 @@ impl Journal {
         let first = position_of(batch).expect("what is appended are whole entries");
         let closed = self.segments.roll(spare, first)?;
         let tail = self.segments.room(0).expect("a new segment has room");
-        let own = tail.file.try_clone().map_err(failed("open", &tail.path))?;
-        self.file = Some(File::new(own));
-        self.path.clone_from(&tail.path);
-        let dir = self.segments.dir().to_owned();
-        let (file, path) = match closed {
-            Some(closed) => (Some(closed.file), closed.path),
-            None => (None, dir.clone()),
-        };
+        self.file = Some((File::new(tail.extent.file()?), tail.extent.place().clone()));
         self.closing += 1;
-        steps.push(Step::Job(Job::Close { file, path, dir }));
+        let extent = closed.map(|closed| closed.extent);
+        steps.push(Step::Job(Job::Close { journal: self.segments.journal(), extent }));
         Ok(())
     }
 
     fn want_spare(&mut self, len: u64, steps: &mut Vec<Step>) {
         if self.spare.is_none() && !self.spare_wanted {
             self.spare_wanted = true;
-            steps.push(Step::Job(Job::Spare { dir: self.segments.dir().to_owned(), len }));
+            steps.push(Step::Job(Job::Spare { journal: self.segments.journal(), len }));
         }
     }
 }

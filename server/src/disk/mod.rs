@@ -10,18 +10,17 @@ mod worker;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::fs::File as StdFile;
 use std::io;
-use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use sealfs_ring::{Completion, File, Op, Owner, Piece, Ring};
 use sealfs_server_core::{Disk, DiskDone, DiskError, DiskOp};
 
 use crate::StartError;
 use crate::datadir::VOLUME_AT;
-use crate::files::failed;
 use crate::segments::Segments;
+use crate::store::{Extent, Store};
 use journal::{Journal, Step};
 use worker::{Job, Outcome, Worker};
 
@@ -32,7 +31,8 @@ pub(crate) struct RingDisk(Rc<RefCell<Inner>>);
 struct Inner {
     ring: Ring,
     volume: File,
-    snapshots: PathBuf,
+    /// Where the volume's blocks begin in its file.
+    blocks_at: u64,
     journal: Journal,
     worker: Worker,
     flights: Vec<Option<Flight>>,
@@ -64,20 +64,20 @@ enum Flight {
 }
 
 impl RingDisk {
-    /// The disk of core `core`: `volume` is the node's, `segments` the recovered journal.
+    /// The disk of core `core`: `volume` is the node's, in `store`, and `segments` the recovered journal.
     pub(crate) fn new(
         ring: Ring,
         core: u16,
-        volume: StdFile,
-        snapshots: PathBuf,
+        store: Arc<dyn Store>,
+        volume: &Extent,
         segments: Segments,
     ) -> Result<Self, StartError> {
-        let worker = Worker::start(format!("disk {core}"), ring.wake())
+        let worker = Worker::start(format!("disk {core}"), store, ring.wake())
             .map_err(|error| StartError(format!("cannot start a thread: {error}")))?;
         Ok(Self(Rc::new(RefCell::new(Inner {
             ring,
-            volume: File::new(volume),
-            snapshots,
+            volume: File::new(volume.file()?),
+            blocks_at: volume.start() + VOLUME_AT,
             journal: Journal::new(segments)?,
             worker,
             flights: Vec::new(),
@@ -115,12 +115,12 @@ impl Inner {
     fn submit(&mut self, id: u64, op: DiskOp) {
         match op {
             DiskOp::Read { offset, len, region } => {
-                let (file, at) = (self.volume.clone(), Some(VOLUME_AT + offset));
+                let (file, at) = (self.volume.clone(), Some(self.blocks_at + offset));
                 let flight = Flight::Transfer { id, offset, len: u64::from(len), moved: 0 };
                 self.launch(flight, Op::Read { file, at, region, from: 0, to: len as usize });
             }
             DiskOp::Write { offset, bytes } => {
-                let (file, at) = (self.volume.clone(), Some(VOLUME_AT + offset));
+                let (file, at) = (self.volume.clone(), Some(self.blocks_at + offset));
                 let len = bytes.iter().map(|slice| slice.len() as u64).sum();
                 let pieces = bytes.into_iter().map(Piece::Slice).collect();
                 let flight = Flight::Transfer { id, offset, len, moved: 0 };
@@ -139,8 +139,7 @@ impl Inner {
                 self.advance(Vec::new());
             }
             DiskOp::Snapshot { shard, bytes } => {
-                let dir = self.snapshots.clone();
-                self.worker.submit(Job::Snapshot { id, dir, shard, bytes });
+                self.worker.submit(Job::Snapshot { id, shard, bytes });
             }
             DiskOp::Cut { position } => {
                 let job = self.journal.cut(id, position);
@@ -178,7 +177,8 @@ impl Inner {
                 };
                 if moved < len {
                     let flight = Flight::Transfer { id, offset, len, moved };
-                    return self.launch(flight, go_on(completion.op, VOLUME_AT + offset, moved));
+                    return self
+                        .launch(flight, go_on(completion.op, self.blocks_at + offset, moved));
                 }
                 let done = match completion.op {
                     Op::Read { region, .. } => DiskDone::Read(region),
@@ -195,8 +195,8 @@ impl Inner {
             }
             Flight::Append { len, moved } => self.on_append(completion, len, moved),
             Flight::SyncJournal { id } => {
-                let path = self.journal.path().clone();
-                let result = completion.result.map(drop).map_err(failed("sync", &path));
+                let failed = |error| self.journal.failed("sync", error);
+                let result = completion.result.map(drop).map_err(failed);
                 if let Err(error) = &result {
                     self.journal.on_sync_failed(error);
                 }
@@ -218,8 +218,8 @@ impl Inner {
             }
             Ok(_) => self.journal.on_written(Ok(len), &mut steps),
             Err(error) => {
-                let path = self.journal.path().clone();
-                self.journal.on_written(Err(failed("append to", &path)(error)), &mut steps);
+                let error = self.journal.failed("append to", error);
+                self.journal.on_written(Err(error), &mut steps);
             }
         }
         self.advance(steps);

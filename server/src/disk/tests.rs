@@ -1,6 +1,6 @@
-//! A disk on a real ring and real files.
+//! The disk over a real ring, in a directory and on a device.
 
-use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sealfs_meta::journal::{Entry, SegmentHeader, Tail, Writer, entries};
@@ -10,40 +10,41 @@ use sealfs_transport::Region;
 
 use super::*;
 use crate::datadir::LastRun;
+use crate::store::JournalId;
+use crate::store::testing::both;
 
 const OWNER: SegmentHeader =
     SegmentHeader { cluster: ClusterId([1; 16]), node: NodeId(1), core: 0, first: 0 };
+const JOURNAL: JournalId = JournalId { generation: 1, core: 0 };
 
 struct World {
     dir: tempfile::TempDir,
+    store: Arc<dyn Store>,
     ring: Ring,
     disk: RingDisk,
 }
 
-fn recovered(dir: &Path) -> (Segments, Vec<u64>) {
+fn recovered(store: &Arc<dyn Store>) -> (Segments, Vec<u64>) {
     let last = LastRun { clean: false, same_boot: true };
     let mut numbers = Vec::new();
-    let segments = Segments::recover(&dir.join("journal"), OWNER, last, |bytes| {
+    let segments = Segments::recover(Arc::clone(store), JOURNAL, OWNER, last, |bytes| {
         numbers.extend(entries(bytes).map(|entry| entry.number));
         Ok(())
     });
     (segments.unwrap(), numbers)
 }
 
-fn world() -> World {
-    let dir = tempfile::tempdir().unwrap();
-    for name in ["journal", "snapshots"] {
-        std::fs::create_dir(dir.path().join(name)).unwrap();
-    }
-    let volume = dir.path().join("volume");
-    let mut options = StdFile::options();
-    let volume = options.read(true).write(true).create_new(true).open(volume).unwrap();
-    volume.set_len(VOLUME_AT + (8 << 20)).unwrap();
-    let ring = Ring::new(Config::default()).unwrap();
-    let snapshots = dir.path().join("snapshots");
-    let segments = recovered(dir.path()).0;
-    let disk = RingDisk::new(ring.clone(), 0, volume, snapshots, segments).unwrap();
-    World { dir, ring, disk }
+/// One in a directory, one on a device. The volume has 8 MiB.
+fn worlds() -> Vec<World> {
+    let world = |(dir, store): (tempfile::TempDir, Arc<dyn Store>)| {
+        let ring = Ring::new(Config::default()).unwrap();
+        let volume = store.volume().unwrap().extent;
+        let segments = recovered(&store).0;
+        let own = Arc::clone(&store);
+        let disk = RingDisk::new(ring.clone(), 0, own, &volume, segments).unwrap();
+        World { dir, store, ring, disk }
+    };
+    both().into_iter().map(world).collect()
 }
 
 impl World {
@@ -91,33 +92,35 @@ fn filled(len: usize, byte: u8) -> sealfs_transport::Slice {
 
 #[test]
 fn slices_are_written_one_behind_the_other_and_read_back() {
-    let mut world = world();
-    let bytes = vec![filled(4_096, 1), filled(1_000, 2), filled(3_096, 3)];
-    world.run(DiskOp::Write { offset: 8_192, bytes }).unwrap();
-    world.run(DiskOp::SyncVolume).unwrap();
-    let read = DiskOp::Read { offset: 8_192, len: 8_192, region: Region::zeroed(8_192) };
-    let Ok(DiskDone::Read(region)) = world.run(read) else { panic!("a read gives its region") };
-    let bytes = region.bytes();
-    assert!(bytes[..4_096].iter().all(|byte| *byte == 1));
-    assert!(bytes[4_096..5_096].iter().all(|byte| *byte == 2));
-    assert!(bytes[5_096..].iter().all(|byte| *byte == 3));
+    for mut world in worlds() {
+        let bytes = vec![filled(4_096, 1), filled(1_000, 2), filled(3_096, 3)];
+        world.run(DiskOp::Write { offset: 8_192, bytes }).unwrap();
+        world.run(DiskOp::SyncVolume).unwrap();
+        let read = DiskOp::Read { offset: 8_192, len: 8_192, region: Region::zeroed(8_192) };
+        let Ok(DiskDone::Read(region)) = world.run(read) else { panic!("a read gives its region") };
+        let bytes = region.bytes();
+        assert!(bytes[..4_096].iter().all(|byte| *byte == 1));
+        assert!(bytes[4_096..5_096].iter().all(|byte| *byte == 2));
+        assert!(bytes[5_096..].iter().all(|byte| *byte == 3));
+    }
 }
 
 #[test]
 fn more_slices_than_one_call_takes_are_all_written() {
-    let mut world = world();
-    let bytes: Vec<_> = (0..2_500).map(|index| filled(16, index as u8)).collect();
-    world.run(DiskOp::Write { offset: 0, bytes }).unwrap();
-    let read = DiskOp::Read { offset: 0, len: 40_000, region: Region::zeroed(40_000) };
-    let Ok(DiskDone::Read(region)) = world.run(read) else { panic!("a read gives its region") };
-    for (index, piece) in region.bytes().chunks(16).enumerate() {
-        assert!(piece.iter().all(|byte| *byte == index as u8), "slice {index}");
+    for mut world in worlds() {
+        let bytes: Vec<_> = (0..2_500).map(|index| filled(16, index as u8)).collect();
+        world.run(DiskOp::Write { offset: 0, bytes }).unwrap();
+        let read = DiskOp::Read { offset: 0, len: 40_000, region: Region::zeroed(40_000) };
+        let Ok(DiskDone::Read(region)) = world.run(read) else { panic!("a read gives its region") };
+        for (index, piece) in region.bytes().chunks(16).enumerate() {
+            assert!(piece.iter().all(|byte| *byte == index as u8), "slice {index}");
+        }
     }
 }
 
 #[test]
 fn a_read_behind_the_volume_names_its_bytes() {
-    let mut world = world();
+    let mut world = worlds().remove(0);
     let read = DiskOp::Read { offset: 8 << 20, len: 4_096, region: Region::zeroed(4_096) };
     let error = world.run(read).unwrap_err();
     assert_eq!(error.what, "read of volume bytes 8388608..8392704");
@@ -125,78 +128,99 @@ fn a_read_behind_the_volume_names_its_bytes() {
 
 #[test]
 fn appends_complete_in_order_and_are_there_after_a_restart() {
-    let mut world = world();
-    let mut writer = Writer::new(Tail::default());
-    for number in 1..=50 {
-        let bytes = batch(&mut writer, number, 100);
-        world.disk.submit(number, DiskOp::Append { bytes });
+    for mut world in worlds() {
+        let mut writer = Writer::new(Tail::default());
+        for number in 1..=50 {
+            let bytes = batch(&mut writer, number, 100);
+            world.disk.submit(number, DiskOp::Append { bytes });
+        }
+        world.disk.submit(51, DiskOp::SyncJournal);
+        let ids: Vec<u64> = world.wait(51).iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, (1..=51).collect::<Vec<_>>());
+        assert_eq!(recovered(&world.store).1, (1..=50).collect::<Vec<_>>());
     }
-    world.disk.submit(51, DiskOp::SyncJournal);
-    let ids: Vec<u64> = world.wait(51).iter().map(|(id, _)| *id).collect();
-    assert_eq!(ids, (1..=51).collect::<Vec<_>>());
-    assert_eq!(recovered(world.dir.path()).1, (1..=50).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_full_segment_is_followed_by_the_next_and_a_cut_removes_it() {
-    let mut world = world();
-    let mut writer = Writer::new(Tail::default());
-    // 40 MiB: three segments.
-    for number in 1..=40 {
-        let bytes = batch(&mut writer, number, 1 << 20);
-        world.disk.submit(number, DiskOp::Append { bytes });
+    for mut world in worlds() {
+        let mut writer = Writer::new(Tail::default());
+        // 40 MiB: three segments.
+        for number in 1..=40 {
+            let bytes = batch(&mut writer, number, 1 << 20);
+            world.disk.submit(number, DiskOp::Append { bytes });
+        }
+        let done = world.wait(40);
+        assert!(done.iter().all(|(_, result)| result.is_ok()));
+        world.run(DiskOp::SyncJournal).unwrap();
+        let store = Arc::clone(&world.store);
+        let segments = || store.segments(JOURNAL).unwrap().len();
+        assert_eq!(segments(), 3);
+        assert_eq!(recovered(&world.store).1, (1..=40).collect::<Vec<_>>());
+        world.run(DiskOp::Cut { position: writer.tail().position }).unwrap();
+        assert_eq!(segments(), 1);
     }
-    let done = world.wait(40);
-    assert!(done.iter().all(|(_, result)| result.is_ok()));
-    world.run(DiskOp::SyncJournal).unwrap();
-    let journal = world.dir.path().join("journal");
-    let segments = || {
-        let names = crate::files::list(&journal).unwrap();
-        names.iter().filter(|name| name.ends_with(".seg")).count()
-    };
-    assert_eq!(segments(), 3);
-    assert_eq!(recovered(world.dir.path()).1, (1..=40).collect::<Vec<_>>());
-    world.run(DiskOp::Cut { position: writer.tail().position }).unwrap();
-    assert_eq!(segments(), 1);
 }
 
 #[test]
 fn a_batch_larger_than_a_segment_is_written_whole() {
-    let mut world = world();
-    let mut writer = Writer::new(Tail::default());
-    let small = batch(&mut writer, 1, 100);
-    let large = (2..=21).flat_map(|number| batch(&mut writer, number, 1 << 20)).collect();
-    let last = batch(&mut writer, 22, 100);
-    for bytes in [small, large, last] {
-        world.run(DiskOp::Append { bytes }).unwrap();
+    for mut world in worlds() {
+        let mut writer = Writer::new(Tail::default());
+        let small = batch(&mut writer, 1, 100);
+        let large = (2..=21).flat_map(|number| batch(&mut writer, number, 1 << 20)).collect();
+        let last = batch(&mut writer, 22, 100);
+        for bytes in [small, large, last] {
+            world.run(DiskOp::Append { bytes }).unwrap();
+        }
+        assert_eq!(recovered(&world.store).1, (1..=22).collect::<Vec<_>>());
     }
-    assert_eq!(recovered(world.dir.path()).1, (1..=22).collect::<Vec<_>>());
 }
 
 #[test]
 fn after_a_failed_append_everything_fails_with_the_file() {
-    let mut world = world();
-    let journal = world.dir.path().join("journal");
+    let mut world = worlds().remove(0);
+    let journal = world.dir.path().join("data/journal/1/0");
     std::fs::remove_dir(&journal).unwrap();
     let mut writer = Writer::new(Tail::default());
     for number in 1..=2 {
         let bytes = batch(&mut writer, number, 100);
         let error = world.run(DiskOp::Append { bytes }).unwrap_err();
-        assert!(error.what.contains("journal/spare.new"), "{error}");
+        assert!(error.what.contains("journal/1/0/spare.new"), "{error}");
     }
     assert!(world.run(DiskOp::SyncJournal).is_err());
 }
 
 #[test]
+fn a_device_without_space_for_a_segment_says_so() {
+    let mut world = worlds().remove(1);
+    let mut writer = Writer::new(Tail::default());
+    let mut number = 0;
+    let error = loop {
+        number += 1;
+        assert!(number < 500, "the journal's share of a device has an end");
+        let bytes = batch(&mut writer, number, 3 << 20);
+        if let Err(error) = world.run(DiskOp::Append { bytes }) {
+            break error;
+        }
+    };
+    assert!(error.what.contains("find space") && error.cause.contains("larger one"), "{error}");
+    assert!(world.run(DiskOp::SyncJournal).is_err());
+}
+
+#[test]
 fn snapshots_are_replaced_and_removed() {
-    let mut world = world();
-    let path = world.dir.path().join("snapshots/000a.snap");
-    for bytes in [Some(vec![vec![1; 100], vec![], vec![3]]), Some(vec![vec![2; 50]]), None, None] {
-        let shard = ShardId(10);
-        world.run(DiskOp::Snapshot { shard, bytes: bytes.clone() }).unwrap();
-        assert_eq!(std::fs::read(&path).ok(), bytes.map(|pieces| pieces.concat()));
+    for mut world in worlds() {
+        for bytes in
+            [Some(vec![vec![1; 100], vec![], vec![3]]), Some(vec![vec![2; 50]]), None, None]
+        {
+            let shard = ShardId(10);
+            world.run(DiskOp::Snapshot { shard, bytes: bytes.clone() }).unwrap();
+            let stored = world.store.snapshot(shard).unwrap();
+            assert_eq!(stored, bytes.map(|pieces| pieces.concat()));
+        }
     }
-    std::fs::remove_dir(world.dir.path().join("snapshots")).unwrap();
+    let mut world = worlds().remove(0);
+    std::fs::remove_dir(world.dir.path().join("data/snapshots")).unwrap();
     let error = world.run(DiskOp::Snapshot { shard: ShardId(1), bytes: Some(vec![vec![1]]) });
     assert!(error.unwrap_err().what.contains("cannot create"));
 }

@@ -1,34 +1,30 @@
-//! A thread beside each core for what io_uring does not do without waiting: creating, renaming and removing files, and the
-//! syncs of directories that go with it.
+//! A thread beside each core for what io_uring does not do without waiting: what changes the node's store, and the
+//! syncs that go with it.
 //!
 //! Jobs are carried out in their order. Their number is bounded by whoever submits: a spare and a few closings of the
 //! journal, and the snapshots that the core has asked for.
 
-use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use sealfs_proto::ShardId;
 use sealfs_ring::Wake;
 
-use crate::datadir::snapshot_name;
-use crate::files::{
-    FileError, failed, remove, remove_file_if_there, replace_by_pieces, sync_directory,
-};
 use crate::segments::Spare;
+use crate::store::{Extent, FileError, JournalId, Place, Store};
 
 /// What the worker is asked.
 pub(super) enum Job {
-    /// Makes a spare segment with room for `len` bytes in the journal `dir`.
-    Spare { dir: PathBuf, len: u64 },
-    /// Makes a segment that is no longer appended to durable, and the names in its directory.
-    Close { file: Option<File>, path: PathBuf, dir: PathBuf },
+    /// Makes a spare segment with room for `len` bytes.
+    Spare { journal: JournalId, len: u64 },
+    /// Makes a segment that is no longer appended to durable, and that the journal has a further one.
+    Close { journal: JournalId, extent: Option<Extent> },
     /// Removes segments.
-    Remove { id: u64, paths: Vec<PathBuf> },
-    /// Replaces or removes a shard's snapshot in `dir`.
-    Snapshot { id: u64, dir: PathBuf, shard: ShardId, bytes: Option<Vec<Vec<u8>>> },
+    Remove { id: u64, segments: Vec<Place> },
+    /// Replaces or removes a shard's snapshot.
+    Snapshot { id: u64, shard: ShardId, bytes: Option<Vec<Vec<u8>>> },
 }
 
 /// What became of a job.
@@ -49,14 +45,14 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread; `wake` is called after each job.
-    pub(super) fn start(name: String, wake: Wake) -> io::Result<Self> {
+    /// Starts the thread, which works on `store`; `wake` is called after each job.
+    pub(super) fn start(name: String, store: Arc<dyn Store>, wake: Wake) -> io::Result<Self> {
         let (jobs, todo) = unbounded::<Job>();
         let (done, outcomes) = unbounded();
         let thread = thread::Builder::new().name(name).spawn(move || {
             for job in todo {
                 // Nobody listens any more only when the core is gone; the job was still done.
-                let _ = done.send(job.carry_out());
+                let _ = done.send(job.carry_out(&*store));
                 wake.wake();
             }
         })?;
@@ -85,25 +81,16 @@ impl Drop for Worker {
 }
 
 impl Job {
-    fn carry_out(self) -> Outcome {
+    fn carry_out(self, store: &dyn Store) -> Outcome {
         match self {
-            Self::Spare { dir, len } => Outcome::Spare(Spare::create(&dir, len)),
-            Self::Close { file, path, dir } => {
-                let synced = file.map_or(Ok(()), |file| file.sync_data());
-                let closed = synced.map_err(failed("sync", &path));
-                Outcome::Closed(closed.and_then(|()| sync_directory(&dir)))
+            Self::Spare { journal, len } => Outcome::Spare(Spare::create(store, journal, len)),
+            Self::Close { journal, extent } => {
+                let synced = extent.map_or(Ok(()), |extent| extent.sync());
+                Outcome::Closed(synced.and_then(|()| store.sync_names(journal)))
             }
-            Self::Remove { id, paths } => {
-                let mut removed = paths.iter().map(|path| remove_file_if_there(path));
-                Outcome::Done(id, removed.find(Result::is_err).unwrap_or(Ok(())))
-            }
-            Self::Snapshot { id, dir, shard, bytes } => {
-                let name = snapshot_name(shard);
-                let done = match bytes {
-                    Some(pieces) => replace_by_pieces(&dir, &name, &pieces),
-                    None => remove(&dir, &name),
-                };
-                Outcome::Done(id, done)
+            Self::Remove { id, segments } => Outcome::Done(id, store.remove(&segments)),
+            Self::Snapshot { id, shard, bytes } => {
+                Outcome::Done(id, store.set_snapshot(shard, bytes.as_deref()))
             }
         }
     }

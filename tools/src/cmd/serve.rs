@@ -13,8 +13,8 @@ use crate::Failure;
 /// Runs a node in the foreground until SIGTERM or SIGINT. Prints one line when it is ready.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Data directory; formatted at the first start.
-    #[arg(long, value_name = "DIR")]
+    /// Data directory, or a block device (a disk or a partition, which must be empty); formatted at the first start.
+    #[arg(long, value_name = "DIR|DEVICE")]
     data: Option<PathBuf>,
     /// Where to listen; port 0 takes a free one.
     #[arg(long, value_name = "ADDR:PORT")]
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// scratch.
     #[arg(long)]
     durability: Option<String>,
-    /// Size of the volume, at the first start: `100G`. Default: half of what is free.
+    /// Size of the volume, at the first start: `100G`. Default: half of what is free, or the rest of a device.
     #[arg(long)]
     size: Option<String>,
     /// Buffers per core: `128M`.
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// Seconds after which a silent client's session ends. Default: 120.
     #[arg(long, value_name = "SECONDS")]
     lease: Option<u64>,
-    /// Accepts a data directory that is a copy, whose original is gone for good.
+    /// Accepts a data directory or device that is a copy, whose original is gone for good.
     #[arg(long)]
     adopt: bool,
     /// Settings as TOML, named as the flags; flags win.

@@ -1,5 +1,6 @@
 //! Changes of files and directories that survive a crash, with errors that name the file and the stage.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -18,6 +19,13 @@ pub(crate) struct FileError {
     cause: String,
 }
 
+impl FileError {
+    /// `what` was done to `thing`.
+    pub(crate) fn new(what: &str, thing: impl fmt::Display, cause: &impl fmt::Display) -> Self {
+        Self { what: format!("cannot {what} {thing}"), cause: cause.to_string() }
+    }
+}
+
 impl From<FileError> for StartError {
     fn from(error: FileError) -> Self {
         Self(error.to_string())
@@ -30,14 +38,9 @@ impl From<FileError> for DiskError {
     }
 }
 
-/// Writes `bytes` as `dir`/`name`: temporary file, fsync, rename, fsync of the directory. After a crash there is either the
-/// old or the new content. The error names the stage.
-pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FileError> {
-    replace_by_pieces(dir, name, &[bytes])
-}
-
-/// As [`replace`], by pieces that follow each other.
-pub(crate) fn replace_by_pieces(
+/// Writes the pieces, one behind the other, as `dir`/`name`: temporary file, fsync, rename, fsync of the directory. After a
+/// crash there is either the old or the new content. The error names the stage.
+pub(super) fn replace(
     dir: &Path,
     name: &str,
     pieces: &[impl AsRef<[u8]>],
@@ -53,7 +56,7 @@ pub(crate) fn replace_by_pieces(
 }
 
 /// Removes `dir`/`name`, if it is there, durably.
-pub(crate) fn remove(dir: &Path, name: &str) -> Result<(), FileError> {
+pub(super) fn remove(dir: &Path, name: &str) -> Result<(), FileError> {
     let path = dir.join(name);
     if !path.exists() {
         return Ok(());
@@ -62,21 +65,27 @@ pub(crate) fn remove(dir: &Path, name: &str) -> Result<(), FileError> {
     sync_directory(dir)
 }
 
+/// The content of a file, if it is there.
+pub(super) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("read", path)(error)),
+    }
+}
+
 /// Makes the names in a directory durable.
-pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
+pub(super) fn sync_directory(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("sync directory", path))
 }
 
 /// Turns a failed system call into an error that names what was done to which file.
 pub(crate) fn failed<'a>(what: &'a str, path: &'a Path) -> impl Fn(io::Error) -> FileError + 'a {
-    move |error| FileError {
-        what: format!("cannot {what} {}", path.display()),
-        cause: error.to_string(),
-    }
+    move |error| FileError::new(what, path.display(), &error)
 }
 
 /// Names in a directory, sorted. A name that is no text is shown as such and matches nothing of ours.
-pub(crate) fn list(path: &Path) -> Result<Vec<String>, FileError> {
+pub(super) fn list(path: &Path) -> Result<Vec<String>, FileError> {
     let entries = fs::read_dir(path).map_err(failed("list", path))?;
     let mut names = entries
         .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
@@ -86,7 +95,7 @@ pub(crate) fn list(path: &Path) -> Result<Vec<String>, FileError> {
     Ok(names)
 }
 
-pub(crate) fn remove_file_if_there(path: &Path) -> Result<(), FileError> {
+pub(super) fn remove_file_if_there(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
         _ => Ok(()),
@@ -94,7 +103,7 @@ pub(crate) fn remove_file_if_there(path: &Path) -> Result<(), FileError> {
 }
 
 /// Ends the names of files that are being written.
-pub(crate) const NEW: &str = ".new";
+pub(super) const NEW: &str = ".new";
 
 #[cfg(test)]
 mod tests {
@@ -104,7 +113,7 @@ mod tests {
     fn a_replaced_file_has_the_new_content_and_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         for content in ["first", "second"] {
-            replace(dir.path(), "name", content.as_bytes()).unwrap();
+            replace(dir.path(), "name", &[&content[..1], &content[1..]]).unwrap();
             assert_eq!(fs::read_to_string(dir.path().join("name")).unwrap(), content);
         }
         assert_eq!(list(dir.path()).unwrap(), ["name"]);
@@ -115,7 +124,7 @@ mod tests {
 
     #[test]
     fn an_error_names_stage_file_and_cause() {
-        let error = replace(Path::new("/no/such"), "name", b"").unwrap_err();
+        let error = replace(Path::new("/no/such"), "name", &[b""]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "cannot create /no/such/name.new: No such file or directory (os error 2)"
