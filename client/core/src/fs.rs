@@ -14,6 +14,7 @@ use crate::Options;
 use crate::file::Table;
 use crate::gate::Gate;
 use crate::route::Routes;
+use crate::share::Shares;
 use crate::unsynced::Unsynced;
 
 /// The file system of one client; cheap to clone, all clones are one.
@@ -40,6 +41,8 @@ struct Inner {
     sessions: RefCell<BTreeMap<NodeId, u64>>,
     /// One task takes regions at a time, the others wait behind it.
     taking: Gate,
+    /// What the regions of reads may be at each node.
+    shares: Shares,
     /// Woken when time has passed, for somebody waits for regions.
     turns: Waiters,
 }
@@ -69,6 +72,7 @@ impl Fs {
             due: RefCell::default(),
             sessions: RefCell::default(),
             taking: Gate::default(),
+            shares: Shares::default(),
             turns: Waiters::new(),
         }));
         // Weak, for the calls live in what they would keep alive.
@@ -108,16 +112,26 @@ impl Fs {
         [due, retry, self.0.timers.deadline()].into_iter().flatten().min()
     }
 
-    /// Takes the regions of one read, all at once, as soon as there are enough. The arena has room for the largest read.
-    pub(crate) async fn regions(&self, lens: &[usize]) -> Vec<Region> {
-        let take = || lens.iter().map(|len| self.0.arena.take(*len)).collect::<Option<Vec<_>>>();
-        let _first = self.0.taking.exclusive().await;
-        loop {
-            if let Some(regions) = take() {
-                return regions;
+    /// Takes the regions of one read, all at once, as soon as there are enough and the nodes that will fill them have room
+    /// in their shares. The arena has room for the largest read.
+    pub(crate) async fn regions(&self, parts: &[(NodeId, usize)]) -> Vec<Region> {
+        // Nobody waits behind who waits for a share, for that may be a dead node's.
+        let shares = loop {
+            if let Some(shares) = self.0.shares.take(parts) {
+                break shares;
             }
             self.0.turns.wait().await;
-        }
+        };
+        let take =
+            || parts.iter().map(|(_, len)| self.0.arena.take(*len)).collect::<Option<Vec<_>>>();
+        let _first = self.0.taking.exclusive().await;
+        let regions = loop {
+            if let Some(regions) = take() {
+                break regions;
+            }
+            self.0.turns.wait().await;
+        };
+        shares.into_iter().zip(regions).map(|(share, region)| share.with(region)).collect()
     }
 
     /// `ino` became dirty: it is settled in a while.

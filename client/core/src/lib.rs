@@ -18,6 +18,7 @@ mod held;
 mod net;
 mod ops;
 mod route;
+mod share;
 mod types;
 mod unsynced;
 

@@ -11,6 +11,7 @@ mod files;
 mod groups;
 mod init;
 mod kernel;
+mod memory;
 #[cfg(test)]
 mod null;
 mod reply;

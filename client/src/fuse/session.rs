@@ -17,7 +17,8 @@
 //! 2. An open or a lock whose answer the kernel no longer wants is given back.
 //! 3. What has begun is run to its end. A program that is killed while its request waits is answered EINTR at once, and
 //!    the rest goes on in the background; a lock's wait is ended by any signal.
-//! 4. Without a free region nothing is read: programs wait (backpressure), and what is in flight goes on.
+//! 4. Without a free region nothing is read: programs wait (backpressure), and what is in flight goes on. Neither writes
+//!    that wait for a dead node ([`WriteMemory`]) nor reads (`sealfs_client_core`) bring that about soon.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -34,6 +35,7 @@ use super::decode::{self, Op, Request};
 use super::groups;
 use super::init::{self, Agreed, MAX_WRITE, Verdict};
 use super::kernel::{Found, Kernel};
+use super::memory::WriteMemory;
 use super::reply::{Given, Reply};
 
 /// A request's answer in the making.
@@ -82,6 +84,7 @@ pub(crate) struct Session<A> {
     shared: Rc<Shared<A>>,
     /// What the next message is read into.
     room: Option<Region>,
+    writes: WriteMemory,
     ended: bool,
     checked: Instant,
     tidied: Instant,
@@ -107,7 +110,8 @@ impl<A: Answers> Session<A> {
         let flights = RefCell::default();
         let shared = Rc::new(Shared { kernel, answers, tasks, flights });
         let (checked, tidied) = (Instant::default(), Instant::default());
-        Self { shared, room: None, ended: false, checked, tidied }
+        let writes = WriteMemory::default();
+        Self { shared, room: None, writes, ended: false, checked, tidied }
     }
 
     /// Reads what the kernel asks, at most [`MESSAGES_PER_TURN`], and begins to answer; to be called when the device may
@@ -165,7 +169,7 @@ impl<A: Answers> Session<A> {
         let behind = if is_write { len.saturating_sub(WRITE_HEAD_LEN) } else { 0 };
         match decode::decode(&bytes[..len - behind], behind) {
             Ok(Request { header, op: Op::Write(args), .. }) => {
-                let (data, room) = write_data(room, behind, arena);
+                let (data, room) = self.writes.take(room, HEAD_LEN..HEAD_LEN + behind, arena);
                 self.begin(header, Op::Write(args), Some(data), now);
                 room
             }
@@ -281,25 +285,11 @@ impl<A: Answers> Shared<A> {
     }
 }
 
-/// The data of a write, and the region if it can be used again.
-fn write_data(room: Region, len: usize, arena: &impl Arena) -> (Slice, Option<Region>) {
-    if len <= COPIED_LEN_MAX
-        && let Some(mut small) = arena.take(len)
-    {
-        small.bytes_mut().copy_from_slice(&room.bytes()[HEAD_LEN..HEAD_LEN + len]);
-        return (small.freeze(), Some(room));
-    }
-    (room.freeze().cut(HEAD_LEN, HEAD_LEN + len), None)
-}
-
 /// Of a region, what goes before a write's data; a block, so that the data is aligned.
 const HEAD_LEN: usize = 4_096;
 /// Header and structure of a WRITE.
 const WRITE_HEAD_LEN: usize = size_of::<InHeader>() + size_of::<abi::WriteIn>();
 const ROOM_LEN: usize = HEAD_LEN + MAX_WRITE as usize;
-/// Writes of at most so many bytes are copied out of the region they were read to: a block's copy takes a fraction of a
-/// microsecond, and a thousand such writes in flight would hold a gigabyte.
-const COPIED_LEN_MAX: usize = 4_096;
 /// Messages that are read before tasks and network have their turn.
 const MESSAGES_PER_TURN: usize = 64;
 const TIDY_MS: u64 = 1_000;
@@ -458,8 +448,9 @@ mod tests {
 
     #[test]
     fn a_large_writes_data_stays_where_it_was_read_to() {
+        const SMALL: usize = 65_536;
         let mut world = World::new();
-        for (unique, size) in [(2, COPIED_LEN_MAX), (4, COPIED_LEN_MAX + 1), (6, 100_000)] {
+        for (unique, size) in [(2, SMALL), (4, SMALL + 1), (6, 100_000)] {
             let args = abi::WriteIn { size: size as u32, ..abi::WriteIn::default() };
             let data: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
             world.ask(unique, abi::WRITE, 0, &[args.as_bytes(), &data].concat());
@@ -469,7 +460,7 @@ mod tests {
             assert_eq!(written.bytes(), data);
             assert!(world.session.room.is_some(), "there is room for the next message");
             let copied = written.thaw().is_ok_and(|region| region.len() == size);
-            assert_eq!(copied, size <= COPIED_LEN_MAX);
+            assert_eq!(copied, size <= SMALL);
         }
     }
 

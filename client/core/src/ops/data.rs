@@ -3,7 +3,8 @@
 //! 1. Before a byte at or beyond `bound` is written, `bound` is raised above it and is durable. It begins at the end of the
 //!    first chunk, so that a small file needs no raise.
 //! 2. A read answers fewer bytes than it was asked for only at the end of the file.
-//! 3. A read takes all its regions at once or none, so that two reads never wait for each other's.
+//! 3. A read takes all its regions at once or none, so that two reads never wait for each other's; reads of a node that
+//!    does not answer hold no more than its share of them.
 
 use sealfs_proto::{Errno, Reply, Request, SetAttr, Who, limits};
 use sealfs_transport::tasks::join_all;
@@ -27,8 +28,9 @@ impl Fs {
             return Ok(Vec::new());
         }
         let parts = parts(file.chunk_size(), offset, (end - offset) as usize);
-        let lens: Vec<usize> = parts.iter().map(|part| part.len as usize).collect();
-        let regions = self.regions(&lens).await;
+        let node = |part: &Part| self.routes().node(self.chunk_shard(file.ino, part.index));
+        let wanted: Vec<_> = parts.iter().map(|part| (node(part), part.len as usize)).collect();
+        let regions = self.regions(&wanted).await;
         let reads = parts.iter().zip(regions);
         let pieces =
             join_all(reads.map(|(part, region)| self.read_part(file, *part, region))).await;

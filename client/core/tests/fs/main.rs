@@ -735,6 +735,33 @@ fn a_large_read_is_not_overtaken_for_ever() {
 }
 
 #[test]
+fn reads_of_a_dead_node_leave_memory_to_the_others() {
+    // Room for more than one node's share, and for less than what is asked of the dead one.
+    let mut world = World::with(5, Options::default(), 20 << 20);
+    let (attr, handle) = world.create("a");
+    let model = |world: &World, index| {
+        let net = world.net.borrow();
+        net.model.node(sealfs_proto::chunk_shard(attr.ino, index, net.model.map.shards()))
+    };
+    let elsewhere = (2..).find(|index| model(&world, *index) != model(&world, 1)).unwrap();
+    let end = (elsewhere + 1) * u64::from(CHUNK);
+    world.write(handle, 0, &pattern(end as usize)).unwrap();
+    world.net.borrow_mut().hold = Some(|request| matches!(request, Request::Read { index: 1, .. }));
+    let read = |world: &mut World, index: u64| {
+        let fs = world.fs.clone();
+        world.start(async move { fs.read(handle, index * u64::from(CHUNK), CHUNK_LEN).await })
+    };
+    let stuck: Vec<_> = (0..400).map(|_| read(&mut world, 1)).collect();
+    let other = read(&mut world, elsewhere);
+    world.pass_ms(10);
+    assert!(other.take().is_some(), "its node answers");
+    assert!(stuck.iter().all(|read| read.take().is_none()));
+    world.net.borrow_mut().release();
+    world.pass_ms(100);
+    assert!(stuck.iter().all(|read| read.take().is_some_and(|read| read.is_ok())));
+}
+
+#[test]
 fn a_node_that_never_answers_is_eio_after_the_timeout() {
     let mut world = World::new(1);
     let (_, handle) = world.create("a");
