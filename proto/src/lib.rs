@@ -15,6 +15,7 @@ mod codec;
 mod errno;
 mod header;
 mod ids;
+mod kind;
 pub mod limits;
 mod lock;
 mod map;

@@ -13,7 +13,7 @@
 use std::rc::Rc;
 
 use sealfs_meta::{Effect, Facts, Kept, Origin, Planned, Refused, plan, read, waits};
-use sealfs_proto::{Errno, Ino, Reply, Request, ShardId, Status, chunk_shard};
+use sealfs_proto::{Errno, Ino, Reply, Request, ShardId, Status};
 use sealfs_transport::Peer;
 
 use crate::flow;
@@ -143,7 +143,7 @@ fn first_time(
 /// Answers a change that was executed before.
 fn repeat(world: &Rc<World>, job: Job, ticket: Ticket, reply: Reply) {
     let shard = job.order.shard;
-    let cut = inode_of(&job.order.request).filter(|&ino| {
+    let cut = job.order.request.inode().filter(|&ino| {
         reply_awaits_cut(&job.order.request) && world.with(shard, |state| state.cut(ino).is_some())
     });
     if cut.is_some() {
@@ -242,53 +242,9 @@ fn admissible(world: &World, order: &Order) -> Result<(), Status> {
     if between_nodes && !matches!(order.peer, Peer::Node { .. }) {
         return Err(Status::Errno(Errno::EPERM));
     }
-    match shard_of(&order.request, world.config.map.shards()) {
+    match order.request.shard(world.config.map.shards()) {
         Some(shard) if shard != order.shard => Err(Status::Errno(Errno::EPROTO)),
         _ => Ok(()),
-    }
-}
-
-/// The shard that a request belongs to, where the request itself says so.
-fn shard_of(request: &Request, shards: u32) -> Option<ShardId> {
-    match request {
-        Request::Lookup { dir, .. }
-        | Request::Create { dir, .. }
-        | Request::CreateUnnamed { dir, .. }
-        | Request::Mkdir { dir, .. }
-        | Request::Unlink { dir, .. }
-        | Request::Rmdir { dir, .. }
-        | Request::Rename { dir, .. }
-        | Request::Link { dir, .. }
-        | Request::List { dir, .. } => Some(dir.shard()),
-        Request::Read { ino, index, .. } | Request::Write { ino, index, .. } => {
-            Some(chunk_shard(*ino, *index, shards))
-        }
-        Request::Decision { tx } => Some(tx.coordinator),
-        Request::RenameLock { .. } => Some(Ino::ROOT.shard()),
-        other => inode_of(other).map(Ino::shard),
-    }
-}
-
-/// The inode that a request of an inode's shard names.
-fn inode_of(request: &Request) -> Option<Ino> {
-    match request {
-        Request::Stat { ino }
-        | Request::SetAttr { ino, .. }
-        | Request::ReadLink { ino }
-        | Request::Open { ino, .. }
-        | Request::Close { ino, .. }
-        | Request::Raise { ino, .. }
-        | Request::Settle { ino, .. }
-        | Request::Reserve { ino, .. }
-        | Request::XattrGet { ino, .. }
-        | Request::XattrList { ino, .. }
-        | Request::XattrSet { ino, .. }
-        | Request::XattrRemove { ino, .. }
-        | Request::Lock { ino, .. }
-        | Request::LockTest { ino, .. }
-        | Request::LockCancel { ino, .. }
-        | Request::Parent { ino } => Some(*ino),
-        _ => None,
     }
 }
 
