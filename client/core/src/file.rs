@@ -10,7 +10,8 @@
 //!
 //! 1. The size that is shown is at least the end of every byte that this client has written and nobody has cut.
 //! 2. What could not be settled is reported to every handle once, by its next flush, fsync or release.
-//! 3. `opens` counts what the shard has acknowledged: it is never lower than what the shard counts down to, so that no
+//! 3. What may hold a lock, or write, is claimed and settled: it is not idle.
+//! 4. `opens` counts what the shard has acknowledged: it is never lower than what the shard counts down to, so that no
 //!    claim after a restart lets a file go that is still open here.
 
 use std::cell::{Cell, RefCell};
@@ -64,6 +65,8 @@ pub(crate) struct File {
     pub(crate) asking: Gate,
     /// Woken when a write ends.
     ended: Waiters,
+    /// Woken when what an owner does about its locks has ended.
+    owners: Waiters,
     state: RefCell<State>,
 }
 
@@ -84,6 +87,8 @@ struct State {
     closes_due: u32,
     is_closing: bool,
     held: Held,
+    /// Owners about whose locks the shard's word is still awaited, though no program waits for it any more.
+    unsure: Vec<(LockSpace, LockOwner)>,
 }
 
 impl File {
@@ -104,6 +109,7 @@ impl File {
             closes_due: 0,
             is_closing: false,
             held: Held::default(),
+            unsure: Vec::new(),
         };
         Self {
             ino: state.attr.ino,
@@ -112,6 +118,7 @@ impl File {
             raising: Gate::default(),
             asking: Gate::default(),
             ended: Waiters::new(),
+            owners: Waiters::new(),
             state: RefCell::new(state),
         }
     }
@@ -250,12 +257,15 @@ impl File {
         self.state.borrow_mut().settling = None;
     }
 
-    /// It may or may not know it; the failure is reported. With `again`, what can be told twice is dirty again; tells
-    /// whether the file was clean but for that.
+    /// It does not know it, or, after EIO, may; the failure is reported. With `again` it is dirty again, but for what must
+    /// not be told twice; tells whether the file was clean but for that.
     pub(crate) fn not_settled(&self, errno: Errno, again: bool) -> bool {
         let lost = self.state.borrow_mut().settling.take();
         self.fail(errno);
-        lost.is_some_and(|lost| again && self.wrote(Dirty { blocks: 0, ..lost }))
+        lost.is_some_and(|lost| {
+            let blocks = if errno == Errno::EIO { 0 } else { lost.blocks };
+            again && self.wrote(Dirty { blocks, ..lost })
+        })
     }
 
     /// Something failed that no program was waiting for.
@@ -268,6 +278,29 @@ impl File {
     /// A lock was granted or given up.
     pub(crate) fn apply_lock(&self, lock: Lock) {
         self.state.borrow_mut().held.apply(lock);
+    }
+
+    /// Whether anybody holds locks here.
+    pub(crate) fn is_locked(&self) -> bool {
+        !self.state.borrow().held.is_empty()
+    }
+
+    /// What the owner of `lock` had of its range before, see [`Held::within`].
+    pub(crate) fn held_within(&self, lock: Lock) -> Vec<Lock> {
+        self.state.borrow().held.within(lock)
+    }
+
+    /// Until what this gives is dropped, nobody knows what `owner` holds at the shard, and its next request waits.
+    pub(crate) fn unsure(self: Rc<Self>, space: LockSpace, owner: LockOwner) -> Unsure {
+        self.state.borrow_mut().unsure.push((space, owner));
+        Unsure { file: self, of: (space, owner) }
+    }
+
+    /// Ready when it is known what `owner` holds.
+    pub(crate) async fn sure(&self, space: LockSpace, owner: LockOwner) {
+        while self.state.borrow().unsure.contains(&(space, owner)) {
+            self.owners.wait().await;
+        }
     }
 
     /// Whether `owner` holds locks here.
@@ -318,7 +351,8 @@ impl File {
 
     fn is_idle(&self) -> bool {
         let state = self.state.borrow();
-        state.handles == 0 && !state.is_closing && state.unsettled().is_none()
+        let is_quiet = state.writing.is_empty() && state.unsure.is_empty();
+        state.handles == 0 && !state.is_closing && state.unsettled().is_none() && is_quiet
     }
 }
 
@@ -342,6 +376,23 @@ impl Drop for Writing<'_> {
     fn drop(&mut self) {
         self.file.state.borrow_mut().writing.remove(&self.number);
         self.file.ended.wake_all();
+    }
+}
+
+/// An owner's locks are in doubt.
+#[derive(Debug)]
+pub(crate) struct Unsure {
+    file: Rc<File>,
+    of: (LockSpace, LockOwner),
+}
+
+impl Drop for Unsure {
+    fn drop(&mut self) {
+        let mut state = self.file.state.borrow_mut();
+        let at = state.unsure.iter().position(|of| *of == self.of);
+        at.map(|at| state.unsure.swap_remove(at));
+        drop(state);
+        self.file.owners.wake_all();
     }
 }
 
@@ -400,6 +451,22 @@ impl Open {
         if !lockers.contains(&(space, owner)) {
             lockers.push((space, owner));
         }
+    }
+
+    /// Whether an owner that took locks through this handle has some.
+    pub(crate) fn holds_locks(&self) -> bool {
+        let lockers = self.lockers.borrow();
+        lockers.iter().any(|&(space, owner)| self.file.holds(space, owner))
+    }
+
+    /// Who took locks through this handle.
+    pub(crate) fn lockers(&self) -> Vec<(LockSpace, LockOwner)> {
+        self.lockers.borrow().clone()
+    }
+
+    /// What `owner` took through this handle is given up: what it takes later it takes through another.
+    pub(crate) fn unlocked_by(&self, space: LockSpace, owner: LockOwner) {
+        self.lockers.borrow_mut().retain(|locker| *locker != (space, owner));
     }
 
     /// The session has ended.
@@ -560,7 +627,10 @@ pub(crate) mod tests {
         assert_eq!(one.report(), Ok(()));
         assert_eq!(two.report(), Err(Errno::ENOSPC));
         assert_eq!(late.report(), Ok(()), "it was opened afterwards");
-        assert_eq!(one.file.begin_settling(), Some(Dirty { blocks: 0, ..DIRTY }));
+        assert_eq!(one.file.begin_settling(), Some(DIRTY), "the shard has refused all of it");
+        assert!(one.file.not_settled(Errno::EIO, true));
+        let again = Some(Dirty { blocks: 0, ..DIRTY });
+        assert_eq!(one.file.begin_settling(), again, "it may have been counted");
     }
 
     #[test]

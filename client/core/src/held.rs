@@ -42,6 +42,34 @@ impl Held {
         self.0.iter().any(|lock| lock.space == space && lock.owner == owner)
     }
 
+    /// Whether anybody holds anything.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What `lock`'s owner has of its range, as locks that together say it of all of the range: what is not held is to be
+    /// unlocked.
+    pub(crate) fn within(&self, lock: Lock) -> Vec<Lock> {
+        let mut parts = Vec::new();
+        let of_owner = |held: &&Lock| (held.space, held.owner) == (lock.space, lock.owner);
+        let mut held: Vec<Lock> = self.0.iter().filter(of_owner).copied().collect();
+        held.sort_unstable_by_key(|held| held.start);
+        let unlock = |start, end| Lock { kind: LockKind::Unlock, start, end, ..lock };
+        let mut at = lock.start;
+        for held in held.iter().filter(|held| held.end >= lock.start && held.start <= lock.end) {
+            if held.start > at {
+                parts.push(unlock(at, held.start - 1));
+            }
+            parts.push(Lock { start: held.start.max(at), end: held.end.min(lock.end), ..*held });
+            if held.end >= lock.end {
+                return parts;
+            }
+            at = held.end + 1;
+        }
+        parts.push(unlock(at, lock.end));
+        parts
+    }
+
     /// All of them.
     pub(crate) fn all(&self) -> &[Lock] {
         &self.0
@@ -92,6 +120,28 @@ mod tests {
         assert_eq!(
             ranges(&held),
             [(0, 4, LockKind::Read), (5, 14, LockKind::Write), (15, 19, LockKind::Read)]
+        );
+    }
+
+    #[test]
+    fn a_range_is_described_by_what_is_held_of_it_and_the_gaps() {
+        let mut held = Held::default();
+        let whole = lock(LockKind::Write, 0, u64::MAX, 1);
+        assert_eq!(held.within(whole), [lock(LockKind::Unlock, 0, u64::MAX, 1)]);
+        held.apply(lock(LockKind::Write, 30, u64::MAX, 1));
+        held.apply(lock(LockKind::Read, 5, 9, 1));
+        held.apply(lock(LockKind::Read, 0, 99, 2));
+        assert_eq!(
+            held.within(lock(LockKind::Write, 7, 40, 1)),
+            [
+                lock(LockKind::Read, 7, 9, 1),
+                lock(LockKind::Unlock, 10, 29, 1),
+                lock(LockKind::Write, 30, 40, 1),
+            ]
+        );
+        assert_eq!(
+            held.within(lock(LockKind::Write, 8, 12, 1)),
+            [lock(LockKind::Read, 8, 9, 1), lock(LockKind::Unlock, 10, 12, 1)]
         );
     }
 

@@ -1,6 +1,7 @@
 //! From an operation's request to a call, and from what became of the call to an errno.
 //!
-//! 1. Every request is sent as what it is: what changes something carries a sequence number ([`is_change`] is total).
+//! 1. Every request is sent as what it is: what changes something carries a sequence number, and does so in no other session
+//!    than the one whose locks it relies on.
 //! 2. Every failure becomes exactly one errno; one that is not the node's own answer is logged with node and cause.
 
 use sealfs_proto::{Errno, NodeId, Reply, Request, ShardId};
@@ -63,6 +64,18 @@ impl Fs {
         self.calls().call(self.routes().node(shard), ask)
     }
 
+    /// Asks the shard's node for a change that is answered by `Done` and somebody relies on: as long as it takes, unless
+    /// the session ends.
+    pub(crate) async fn ask_patiently(
+        &self,
+        shard: ShardId,
+        request: Request,
+    ) -> Result<(), Errno> {
+        let ask = Ask { in_session: true, ..Ask::change(shard, request).patiently() };
+        let answer = self.calls().call(self.routes().node(shard), ask).await;
+        done(&answer.map_err(|error| errno(&error))?.reply)
+    }
+
     async fn send(
         &self,
         node: NodeId,
@@ -70,8 +83,11 @@ impl Fs {
         request: Request,
         bulk: Bulk,
     ) -> Result<Answer, Errno> {
-        let change = is_change(&request);
-        let ask = Ask { shard, request, bulk, change, lock_wait: false };
+        let change = request.is_change();
+        // Whoever holds a lock relies on it, and it ends with the session.
+        let file = request.inode().filter(|_| change).and_then(|ino| self.file(ino));
+        let in_session = file.is_some_and(|file| file.is_locked());
+        let ask = Ask { bulk, change, in_session, ..Ask::read(shard, request) };
         self.calls().call(node, ask).await.map_err(|error| errno(&error))
     }
 }
@@ -110,54 +126,6 @@ fn done(reply: &Reply) -> Result<(), Errno> {
     match reply {
         Reply::Done => Ok(()),
         other => Err(unexpected("Done", other)),
-    }
-}
-
-/// Whether a request changes something, see [`Request`].
-fn is_change(request: &Request) -> bool {
-    match request {
-        Request::Create { .. }
-        | Request::CreateUnnamed { .. }
-        | Request::Mkdir { .. }
-        | Request::Unlink { .. }
-        | Request::Rmdir { .. }
-        | Request::Rename { .. }
-        | Request::Link { .. }
-        | Request::SetAttr { .. }
-        | Request::Open { .. }
-        | Request::Close { .. }
-        | Request::Raise { .. }
-        | Request::Settle { .. }
-        | Request::Reserve { .. }
-        | Request::XattrSet { .. }
-        | Request::XattrRemove { .. }
-        | Request::Lock { .. }
-        | Request::LockCancel { .. }
-        | Request::Write { .. }
-        | Request::Discard { .. }
-        | Request::Allocate { .. } => true,
-        Request::Lookup { .. }
-        | Request::List { .. }
-        | Request::Stat { .. }
-        | Request::ReadLink { .. }
-        | Request::XattrGet { .. }
-        | Request::XattrList { .. }
-        | Request::LockTest { .. }
-        | Request::Parent { .. }
-        | Request::Read { .. }
-        | Request::Extents { .. }
-        | Request::End { .. }
-        | Request::Sync
-        | Request::Space
-        | Request::Status
-        | Request::Ping
-        | Request::Claim { .. }
-        | Request::Leave
-        | Request::Prepare(_)
-        | Request::Resolve { .. }
-        | Request::Decision { .. }
-        | Request::RenameLock { .. }
-        | Request::Probe { .. } => false,
     }
 }
 

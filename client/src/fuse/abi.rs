@@ -525,8 +525,6 @@ numbers! { u32:
     WRITE_CACHE = 1 << 0,
     /// WRITE: takes set-user-id and set-group-id away.
     WRITE_KILL_SUIDGID = 1 << 2,
-    /// RELEASE: the last descriptor of a file description that holds an flock.
-    RELEASE_FLOCK_UNLOCK = 1 << 1,
     /// FSYNC: data and what is needed to read it (fdatasync).
     FSYNC_FDATASYNC = 1 << 0,
     /// GETLK, SETLK, SETLKW: flock(2).

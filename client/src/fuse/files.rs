@@ -133,7 +133,7 @@ impl Answers for Files {
             match given {
                 Given::Open(handle) => {
                     shared.direct.borrow_mut().remove(&handle);
-                    fs.release(handle, None).await?;
+                    fs.release(handle).await?;
                 }
                 Given::Lock(handle, lock) => {
                     fs.lock(handle, Lock { kind: LockKind::Unlock, ..lock }, None).await?;
@@ -361,9 +361,7 @@ fn opened(shared: Rc<Shared>, asked: Asked<'_>) -> Work {
         Op::Statfs => work(async move { Ok(Reply::of(&statfs(shared.fs.statfs().await?))) }),
         Op::Release(args) => work(async move {
             shared.direct.borrow_mut().remove(&Handle(args.fh));
-            let unlock = args.release_flags & abi::RELEASE_FLOCK_UNLOCK != 0;
-            let owner = unlock.then_some(LockOwner(args.lock_owner));
-            shared.fs.release(Handle(args.fh), owner).await.map(|()| Reply::done())
+            shared.fs.release(Handle(args.fh)).await.map(|()| Reply::done())
         }),
         Op::Flush(args) => work(async move {
             let owner = Some(LockOwner(args.lock_owner));

@@ -83,7 +83,7 @@ impl Program {
             Operation::Create(path) => {
                 let (dir, name) = self.parent(path).await?;
                 let made = fs.create(&root, dir, name, 0o644, 0, READ_WRITE, true).await;
-                fs.release(made?.1, None).await?;
+                fs.release(made?.1).await?;
             }
             Operation::Mkdir(path) => {
                 let (dir, name) = self.parent(path).await?;
@@ -256,7 +256,7 @@ async fn read(fs: &Fs, handle: Handle) -> Result<Vec<u8>, Errno> {
 
 async fn close(fs: &Fs, handle: Handle) -> Result<(), Errno> {
     let flushed = fs.flush(handle, None).await;
-    fs.release(handle, None).await?;
+    fs.release(handle).await?;
     flushed
 }
 

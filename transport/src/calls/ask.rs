@@ -73,19 +73,32 @@ pub struct Ask {
     /// It waits for a lock, for as long as that takes: no deadline, and it does not hold the watermark back. After a
     /// reconnect it is asked again under a new sequence number.
     pub lock_wait: bool,
+    /// It is never given up: no deadline, for somebody relies on its being done some time.
+    pub patient: bool,
+    /// It is made in the present session or not at all: it relies on a lock, and a new session has none.
+    pub in_session: bool,
 }
 
 impl Ask {
     /// A request that changes nothing.
     #[must_use]
     pub const fn read(shard: ShardId, request: Request) -> Self {
-        Self { shard, request, bulk: Bulk::None, change: false, lock_wait: false }
+        let (patient, in_session) = (false, false);
+        Self {
+            shard,
+            request,
+            bulk: Bulk::None,
+            change: false,
+            lock_wait: false,
+            patient,
+            in_session,
+        }
     }
 
     /// A change.
     #[must_use]
-    pub const fn change(shard: ShardId, request: Request) -> Self {
-        Self { shard, request, bulk: Bulk::None, change: true, lock_wait: false }
+    pub fn change(shard: ShardId, request: Request) -> Self {
+        Self { change: true, ..Self::read(shard, request) }
     }
 
     /// The same with a payload.
@@ -98,6 +111,12 @@ impl Ask {
     #[must_use]
     pub fn waiting_for_lock(self) -> Self {
         Self { lock_wait: true, ..self }
+    }
+
+    /// The same, for as long as it takes.
+    #[must_use]
+    pub fn patiently(self) -> Self {
+        Self { patient: true, ..self }
     }
 }
 

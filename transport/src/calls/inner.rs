@@ -104,7 +104,7 @@ impl Inner {
     pub(super) fn call(&mut self, node: NodeId, ask: Ask) -> Call {
         let (answer_to, receiver) = oneshot();
         let number = self.next_number();
-        let deadline = if ask.lock_wait { None } else { self.deadline() };
+        let deadline = if ask.lock_wait || ask.patient { None } else { self.deadline() };
         let Some(link) = self.links.get_mut(&node) else {
             drop(answer_to.send(Err(CallError::Unknown { node })));
             return Call::new(receiver, None);
@@ -116,6 +116,16 @@ impl Inner {
         }
         self.dirty.insert(node);
         Call::new(receiver, change.then_some(sequence))
+    }
+
+    /// See [`super::Calls::is_session_sure`].
+    pub(super) fn is_session_sure(&self, node: NodeId) -> bool {
+        let Options { timeout_ms, lease_ms, .. } = self.options;
+        // Without a timeout a call may be sent at any time; a lease that is half over keeps pings going all the same.
+        let patience_ms = if timeout_ms == 0 { lease_ms / 2 } else { timeout_ms };
+        self.links.get(&node).is_some_and(|link| {
+            link.heard > Instant(0) && self.now.ms_since(link.heard) + patience_ms < lease_ms
+        })
     }
 
     /// Begins to ask `address` for the map.

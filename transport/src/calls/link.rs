@@ -43,6 +43,8 @@ pub(super) struct Link {
     sent: Credits,
     /// Nothing was heard since then although something was asked for.
     pub(super) quiet_since: Instant,
+    /// When the latest of what the node has answered was sent: it has heard of this end since then.
+    pub(super) heard: Instant,
     pub(super) last_sent: Instant,
     pub(super) alarm: Option<Instant>,
     stats: Stats,
@@ -104,6 +106,10 @@ pub(super) struct Pending {
     answer_to: Option<Sender<Result<Answer, CallError>>>,
     /// In flight on the present connection.
     pub(super) sent: bool,
+    /// When it was sent last.
+    sent_at: Instant,
+    /// It fails with the session even if it was never sent.
+    in_session: bool,
     /// The node may have executed it.
     ever_sent: bool,
     /// How often the node was busy.
@@ -142,6 +148,7 @@ impl Link {
             changes: BTreeSet::new(),
             sent: Credits::default(),
             quiet_since: Instant(0),
+            heard: Instant(0),
             last_sent: Instant(0),
             alarm: None,
             stats: Stats::default(),
@@ -225,6 +232,7 @@ impl Link {
             payload,
             change: ask.change,
             lock_wait: ask.lock_wait,
+            in_session: ask.in_session,
             deadline,
             answer_to: Some(answer_to),
             ..Pending::new(Purpose::Caller, &ask.request)
@@ -292,7 +300,7 @@ impl Link {
             if !own && !room {
                 break;
             }
-            let frame = self.frame(number, epoch);
+            let frame = self.frame(number, epoch, now);
             transport.send(conn, frame);
             self.last_sent = now;
         }
@@ -304,7 +312,7 @@ impl Link {
     }
 
     /// Marks the call as sent, and gives its frame.
-    fn frame(&mut self, number: u64, epoch: Epoch) -> Frame {
+    fn frame(&mut self, number: u64, epoch: Epoch, now: Instant) -> Frame {
         self.waiting.remove(&number);
         if self.calls.get(&number).is_some_and(|call| call.lock_wait) {
             // Numbered late: changes that are sent before it do not wait for it with their watermark.
@@ -312,7 +320,7 @@ impl Link {
         }
         let next = (u64::from(self.endpoint) << 48) | self.next_sequence;
         let call = self.calls.get_mut(&number).expect("only calls that are there wait");
-        (call.sent, call.ever_sent) = (true, true);
+        (call.sent, call.ever_sent, call.sent_at) = (true, true, now);
         self.sent.calls += 1;
         self.sent.lock_waits += u32::from(call.lock_wait);
         self.sent.bytes += call.payload.len();
@@ -350,6 +358,7 @@ impl Link {
         (self.quiet_since, self.failures) = (now, 0);
         let call = self.calls.get_mut(&number).filter(|call| call.sent)?;
         call.sent = false;
+        self.heard = self.heard.max(call.sent_at);
         self.sent.calls -= 1;
         self.sent.lock_waits -= u32::from(call.lock_wait);
         self.sent.bytes -= call.payload.len();
@@ -389,7 +398,8 @@ impl Link {
         over.into_iter().for_each(|number| self.remove(number));
     }
 
-    /// The node has ended the session. Changes that it may have seen fail; the others are numbered anew.
+    /// The node has ended the session. Changes that it may have seen fail, and so do those that rely on it; the others are
+    /// numbered anew.
     pub(super) fn end_session(&mut self) {
         self.generation += 1;
         self.known = false;
@@ -404,7 +414,7 @@ impl Link {
             if call.lock_wait {
                 continue;
             }
-            if call.ever_sent {
+            if call.ever_sent || call.in_session {
                 self.fail(number, CallError::SessionEnded { node });
             } else {
                 self.number_change(number);
@@ -475,6 +485,8 @@ impl Pending {
             deadline: None,
             answer_to: None,
             sent: false,
+            sent_at: Instant(0),
+            in_session: false,
             ever_sent: false,
             busy: 0,
             leave: matches!(request, Request::Leave),

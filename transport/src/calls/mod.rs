@@ -121,6 +121,13 @@ impl Calls {
         self.0.inner.borrow_mut().has_claims = true;
     }
 
+    /// Whether the session with `node` lives for as long as a call that is made now may wait to be sent. If not, the node
+    /// should be asked (`Ping`) before anything is done that relies on a lock: it may have given that to another.
+    #[must_use]
+    pub fn is_session_sure(&self, node: NodeId) -> bool {
+        self.0.inner.borrow().is_session_sure(node)
+    }
+
     /// Takes what the transport reports, wakes whoever waits, then does what [`Calls::flush`] does.
     pub fn turn(&self, now: Instant) -> Option<Instant> {
         self.0.inner.borrow_mut().receive(now);

@@ -355,16 +355,47 @@ fn an_ended_session_fails_changes_in_flight_and_sends_reads_again() {
     world.crash(1);
     world.run(5);
     world.ask(3, 1, change(3));
+    world.ask(4, 1, Ask { in_session: true, ..change(4) });
     world.start(1);
     world.server(1).ended.push(session.0);
     world.run(2_000);
     let mut answers = world.answers();
     answers.sort_by_key(|(name, _)| *name);
-    let ended = Err(CallError::SessionEnded { node: NodeId(1) });
-    assert_eq!(answers, [(1, ended), (2, Ok(Reply::Done)), (3, Ok(Reply::Done))]);
+    let ended = || Err(CallError::SessionEnded { node: NodeId(1) });
+    let done = || Ok(Reply::Done);
+    assert_eq!(answers, [(1, ended()), (2, done()), (3, done()), (4, ended())]);
     assert_eq!(changes(world.server(1)), [(3, 1)], "a new session counts from 1");
     let hellos = &world.server(1).hellos;
     assert!(hellos[0].resume && !hellos[1].resume && hellos[0].peer != hellos[1].peer);
+}
+
+#[test]
+fn a_session_is_sure_while_its_lease_outlasts_the_timeout() {
+    let mut world =
+        World::new(Options { timeout_ms: 1_000, lease_ms: 10_000, ..Options::default() });
+    let sure = |world: &World| world.client.is_session_sure(NodeId(1));
+    assert!(!sure(&world), "nothing was heard yet");
+    world.ask(1, 1, change(1));
+    world.run(10);
+    assert!(sure(&world));
+    world.run(60_000);
+    assert!(sure(&world), "pings keep it");
+    world.server(1).answer = Box::new(|_, _| None);
+    world.ask(2, 1, change(2));
+    world.run(8_980);
+    assert!(!sure(&world), "what was sent last may have been lost");
+}
+
+#[test]
+fn who_is_patient_is_answered_when_the_node_is_back() {
+    let mut world = World::new(Options { timeout_ms: 1_000, ..Options::default() });
+    world.crash(1);
+    world.ask(1, 1, change(1).patiently());
+    world.run(5_000);
+    assert!(world.answers().is_empty());
+    world.start(1);
+    world.run(2_000);
+    assert_eq!(world.answers(), [(1, Ok(Reply::Done))]);
 }
 
 #[test]

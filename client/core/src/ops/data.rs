@@ -6,6 +6,8 @@
 //! 3. A read takes all its regions at once or none, so that two reads never wait for each other's; reads of a node that
 //!    does not answer hold no more than its share of them.
 
+use std::rc::Rc;
+
 use sealfs_proto::{Errno, Reply, Request, SetAttr, Who, limits};
 use sealfs_transport::tasks::join_all;
 use sealfs_transport::{Region, Slice};
@@ -46,8 +48,24 @@ impl Fs {
         bytes: Slice,
         flags: WriteFlags,
     ) -> Result<usize, Errno> {
-        let open = self.ready(handle).await?;
-        let file = &open.file;
+        let file = Rc::clone(&self.table().open(handle)?.file);
+        let written = self.write_open(handle, &file, offset, bytes, flags).await;
+        // It may have been the last that kept a file which was closed meanwhile.
+        self.table().forget_idle(file.ino);
+        written
+    }
+
+    async fn write_open(
+        &self,
+        handle: Handle,
+        file: &File,
+        offset: u64,
+        bytes: Slice,
+        flags: WriteFlags,
+    ) -> Result<usize, Errno> {
+        // From now on who gives up a lock waits for it.
+        let _writing = file.begin_write();
+        let _open = self.ready(handle).await?;
         if bytes.is_empty() {
             return Ok(0);
         }
@@ -65,7 +83,9 @@ impl Fs {
 
     /// Writes what a shared mapping has changed: all of it, or it is an error, for no program is there to write the rest.
     pub async fn write_back(&self, handle: Handle, offset: u64, bytes: Slice) -> Result<(), Errno> {
-        let open = self.ready(handle).await?;
+        let open = self.table().open(handle)?;
+        let _writing = open.file.begin_write();
+        self.ready(handle).await?;
         let _pass = open.file.data.shared().await;
         match self.write_here(&open.file, offset, &bytes).await? {
             Written { failed: Some(errno), .. } => Err(errno),
@@ -116,7 +136,7 @@ impl Fs {
     }
 
     /// Attributes that were asked for after `asked` questions.
-    async fn ask_since(&self, file: &File, asked: u64) -> Result<(), Errno> {
+    pub(crate) async fn ask_since(&self, file: &File, asked: u64) -> Result<(), Errno> {
         let _one = file.asking.exclusive().await;
         // Somebody else may have asked meanwhile: a question that began after this read is good enough.
         if !file.is_answered_since(asked) {
@@ -149,7 +169,6 @@ impl Fs {
 
     /// Writes all of `bytes`, which lie within the largest file. The caller has passed the data gate.
     async fn write_at(&self, file: &File, offset: u64, bytes: &Slice) -> Result<Written, Errno> {
-        let _writing = file.begin_write();
         if offset + bytes.len() as u64 > u64::from(file.chunk_size()) {
             // The settlement moves mtime unless somebody has set it under a generation that this write did not know.
             self.refresh(file).await?;

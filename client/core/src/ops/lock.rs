@@ -1,15 +1,19 @@
 //! Advisory locks: taken, tested, waited for, given up.
 //!
-//! 1. Before a lock is given up, everything written under it is settled; after one was granted, sizes are asked for anew.
+//! 1. Before a lock is given up, every write that has begun is over and settled, also one whose program was killed; after
+//!    one was granted, sizes are asked for anew.
 //! 2. A wait that was interrupted ends by the shard's word: granted just before, or EINTR. Nobody ends up holding a lock
-//!    that they were told they do not have.
+//!    that they were told they do not have, or without one that they had before.
+//! 3. What is given up is given up some time, whatever the timeout: a shard never keeps a lock that no program has. Until
+//!    then its owner's next request waits.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
-use sealfs_proto::{Errno, Ino, Lock, LockKind, Reply, Request};
+use sealfs_proto::{Errno, Ino, Lock, LockKind, LockSpace, Reply, Request, limits};
 use sealfs_transport::tasks::{Either, oneshot, race};
 
-use crate::file::{File, Open};
+use crate::file::{File, Open, Unsure};
 use crate::net::{errno, unexpected};
 use crate::{Fs, Handle, Interrupt};
 
@@ -22,16 +26,28 @@ impl Fs {
         lock: Lock,
         wait: Option<&Interrupt>,
     ) -> Result<(), Errno> {
-        let open = self.ready(handle).await?;
         if lock.kind == LockKind::Unlock {
-            return self.unlock(&open.file, lock).await;
+            let open = self.table().open(handle)?;
+            self.unlock(&open.file, lock).await?;
+            return open.check();
         }
+        let open = self.ready(handle).await?;
+        self.sure(&open.file, lock, wait).await?;
         let ino = open.file.ino;
-        match wait {
-            None => {
-                self.ask_done(ino.shard(), Request::Lock { ino, lock, wait: false }).await?;
+        let taken = match wait {
+            None => self.ask_done(ino.shard(), Request::Lock { ino, lock, wait: false }).await,
+            Some(interrupt) => self.wait_for_lock(&open, lock, interrupt).await,
+        };
+        if let Err(errno) = taken {
+            if lock.space == LockSpace::Flock && open.file.holds(lock.space, lock.owner) {
+                // flock(2): a conversion gives up the existing lock first, also if it then fails. Whether the shard has come
+                // that far is made certain.
+                let given_up = Lock { kind: LockKind::Unlock, ..lock };
+                open.file.apply_lock(given_up);
+                let unsure = Rc::clone(&open.file).unsure(lock.space, lock.owner);
+                self.spawn(self.clone().set_locks(Rc::clone(&open.file), vec![given_up], unsure));
             }
-            Some(interrupt) => self.wait_for_lock(&open, lock, interrupt).await?,
+            return Err(errno);
         }
         // While it waited, the session has ended and the handle lost another lock.
         if let Err(errno) = open.check() {
@@ -53,14 +69,72 @@ impl Fs {
         }
     }
 
-    /// Gives up what `lock` names, after everything that was written is settled.
-    pub(crate) async fn unlock(&self, file: &File, lock: Lock) -> Result<(), Errno> {
+    /// Gives up what `lock` names, after everything that was written is settled. If the node does not answer in time that
+    /// is an error, but it is done all the same as soon as it answers.
+    pub(crate) async fn unlock(&self, file: &Rc<File>, lock: Lock) -> Result<(), Errno> {
+        if let Err(errno) = self.sure(file, lock, None).await {
+            let (fs, file) = (self.clone(), Rc::clone(file));
+            self.spawn(async move {
+                file.sure(lock.space, lock.owner).await;
+                let unsure = Rc::clone(&file).unsure(lock.space, lock.owner);
+                fs.set_locks(file, vec![lock], unsure).await;
+            });
+            return Err(errno);
+        }
+        file.writes_ended().await;
         // A failure is counted by the file and told to every handle.
         let _ = self.settle(file).await;
         let ino = file.ino;
-        self.ask_done(ino.shard(), Request::Lock { ino, lock, wait: false }).await?;
-        file.apply_lock(lock);
-        Ok(())
+        let session = self.session_of(ino);
+        match self.ask_done(ino.shard(), Request::Lock { ino, lock, wait: false }).await {
+            Err(Errno::EIO) if session == self.session_of(ino) => {
+                let unsure = Rc::clone(file).unsure(lock.space, lock.owner);
+                self.spawn(self.clone().set_locks(Rc::clone(file), vec![lock], unsure));
+                Err(Errno::EIO)
+            }
+            answer => {
+                file.apply_lock(lock);
+                answer
+            }
+        }
+    }
+
+    /// Has the shard know that the owner holds this and no more, however long that takes.
+    async fn set_locks(self, file: Rc<File>, locks: Vec<Lock>, unsure: Unsure) {
+        let ino = file.ino;
+        let session = self.session_of(ino);
+        for lock in locks {
+            let set = self.ask_patiently(ino.shard(), Request::Lock { ino, lock, wait: false });
+            match set.await {
+                Ok(()) => file.apply_lock(lock),
+                // The session took them all.
+                Err(_) if session != self.session_of(ino) => break,
+                Err(errno) => {
+                    tracing::warn!(%ino, %errno, "what is left of a lock could not be kept");
+                    file.apply_lock(Lock { kind: LockKind::Unlock, ..lock });
+                }
+            }
+        }
+        drop(unsure);
+        self.table().forget_idle(ino);
+    }
+
+    /// Waits until it is known what the owner of `lock` holds; without `wait` no longer than a moment.
+    async fn sure(&self, file: &File, lock: Lock, wait: Option<&Interrupt>) -> Result<(), Errno> {
+        let sure = file.sure(lock.space, lock.owner);
+        match wait {
+            Some(interrupt) => match race(sure, interrupt.raised()).await {
+                Either::First(()) => Ok(()),
+                Either::Second(()) => Err(Errno::EINTR),
+            },
+            None => {
+                let patience = self.timers().sleep_until(self.now().after_ms(DOUBT_MS));
+                match race(sure, patience).await {
+                    Either::First(()) => Ok(()),
+                    Either::Second(()) => Err(Errno::EIO),
+                }
+            }
+        }
     }
 
     /// Waits until the lock is granted or the wait is interrupted. The wait is a task of its own, so that it comes to a
@@ -72,19 +146,23 @@ impl Fs {
         interrupt: &Interrupt,
     ) -> Result<(), Errno> {
         let (sender, mut receiver) = oneshot();
-        let cancel = Interrupt::new();
-        let on_drop = RaiseOnDrop(cancel.clone());
+        let (cancel, doubt) = (Interrupt::new(), Rc::new(RefCell::new(None)));
         let (fs, file) = (self.clone(), Rc::clone(&open.file));
+        let wait =
+            Wait { file: Rc::clone(&file), lock, cancel: cancel.clone(), doubt: Rc::clone(&doubt) };
         self.spawn(async move {
             let result = fs.hold_lock(file.ino, lock, &cancel).await;
-            if sender.send(result) == Err(Ok(())) {
-                let given_up = Lock { kind: LockKind::Unlock, ..lock };
-                let _ = fs.unlock(&file, given_up).await;
+            let unwanted = sender.send(result) == Err(Ok(()));
+            let unsure = doubt.take();
+            if let (true, Some(unsure)) = (unwanted, unsure) {
+                // What the owner had of the range before it has again.
+                let before = file.held_within(lock);
+                fs.set_locks(file, before, unsure).await;
             }
         });
         match race(&mut receiver, interrupt.raised()).await {
             Either::First(result) => return result.unwrap_or(Err(Errno::EIO)),
-            Either::Second(()) => on_drop.0.raise(),
+            Either::Second(()) => wait.cancel.raise(),
         }
         let patience = self.timers().sleep_until(self.now().after_ms(PATIENCE_MS));
         match race(receiver, patience).await {
@@ -117,15 +195,25 @@ impl Fs {
     }
 }
 
-/// Whoever waited is gone.
-struct RaiseOnDrop(Interrupt);
+/// A program waits. When it does so no longer the wait is cancelled, and what its owner holds is in doubt until the shard
+/// has said its word (if that has come, the doubt ends here).
+struct Wait {
+    file: Rc<File>,
+    lock: Lock,
+    cancel: Interrupt,
+    doubt: Rc<RefCell<Option<Unsure>>>,
+}
 
-impl Drop for RaiseOnDrop {
+impl Drop for Wait {
     fn drop(&mut self) {
-        self.0.raise();
+        self.cancel.raise();
+        let Lock { space, owner, .. } = self.lock;
+        *self.doubt.borrow_mut() = Some(Rc::clone(&self.file).unsure(space, owner));
     }
 }
 
+/// How long the next request of an owner waits for the end of what its last one began, milliseconds: as long as for a node.
+const DOUBT_MS: u64 = limits::TIMEOUT_MS;
 /// How long an interrupted wait waits for the shard's word before it is answered without it, milliseconds: a program that
 /// is being killed should not notice, and a node that lives answers much sooner.
 const PATIENCE_MS: u64 = 500;

@@ -47,20 +47,23 @@ impl Fs {
         // A failure is counted by the file and told to every handle, this one now.
         let _ = self.settle(&open.file).await;
         if let Some(owner) = owner {
-            self.unlock_all(&open, LockSpace::Posix, owner).await?;
+            let unlocked = self.unlock_all(&open.file, LockSpace::Posix, owner).await;
+            open.unlocked_by(LockSpace::Posix, owner);
+            unlocked?;
         }
         open.check().and(open.report())
     }
 
-    /// The last descriptor of this open is closed; gives up the flock of `owner`. The handle is gone, whatever is answered.
-    pub async fn release(&self, handle: Handle, owner: Option<LockOwner>) -> Result<(), Errno> {
+    /// The last descriptor of this open is closed; gives up the locks that are its own: flock(2)'s, and those of "open file
+    /// descriptions" of fcntl(2), of which no close tells. The handle is gone, whatever is answered.
+    pub async fn release(&self, handle: Handle) -> Result<(), Errno> {
         let open = self.table().remove(handle)?;
         let file = Rc::clone(&open.file);
         let _ = self.settle(&file).await;
-        let unlocked = match owner {
-            Some(owner) => self.unlock_all(&open, LockSpace::Flock, owner).await,
-            None => Ok(()),
-        };
+        let mut unlocked = Ok(());
+        for (space, owner) in open.lockers() {
+            unlocked = self.unlock_all(&file, space, owner).await.and(unlocked);
+        }
         let counted = open.session.get() == self.session_of(file.ino);
         if counted && file.close_due() {
             self.spawn(self.clone().close(file));
@@ -79,6 +82,12 @@ impl Fs {
     pub(crate) async fn ready(&self, handle: Handle) -> Result<Rc<Open>, Errno> {
         let open = self.table().open(handle)?;
         open.check()?;
+        let node = self.node_of(open.file.ino);
+        if open.holds_locks() && !self.calls().is_session_sure(node) {
+            // The node may have given the locks to others: a session that has ended shows itself now.
+            self.ask_node_done(node, Request::Ping).await?;
+            open.check()?;
+        }
         if open.session.get() != self.session_of(open.file.ino) {
             self.reopen(&open).await?;
         }
@@ -127,8 +136,8 @@ impl Fs {
                 break;
             }
             let request = Request::Close { ino: file.ino, opens };
-            if let Err(errno) = self.ask_done(file.ino.shard(), request).await {
-                // The node ends them itself with the session, if it does not get this any more.
+            if let Err(errno) = self.ask_patiently(file.ino.shard(), request).await {
+                // The session has ended, and they with it.
                 tracing::warn!(ino = %file.ino, %errno, "could not give opens back");
             }
             file.closed(opens);
@@ -138,14 +147,14 @@ impl Fs {
 
     async fn unlock_all(
         &self,
-        open: &Open,
+        file: &Rc<File>,
         space: LockSpace,
         owner: LockOwner,
     ) -> Result<(), Errno> {
-        if !open.file.holds(space, owner) {
+        if !file.holds(space, owner) {
             return Ok(());
         }
         let lock = Lock { space, kind: LockKind::Unlock, start: 0, end: u64::MAX, owner, pid: 0 };
-        self.unlock(&open.file, lock).await
+        self.unlock(file, lock).await
     }
 }

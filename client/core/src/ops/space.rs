@@ -21,8 +21,10 @@ impl Fs {
         offset: u64,
         len: u64,
     ) -> Result<(), Errno> {
-        let open = self.ready(handle).await?;
+        let open = self.table().open(handle)?;
         let file = &open.file;
+        let _writing = file.begin_write();
+        self.ready(handle).await?;
         if !open.flags.write {
             return Err(Errno::EBADF);
         }
@@ -39,9 +41,14 @@ impl Fs {
         let mut blocks = 0;
         let mut result = Ok(());
         if discards {
-            // There is nothing beyond the bound.
+            // There is nothing beyond the bound, but others may have raised it.
+            if end > file.bound() {
+                result = self.ask_since(file, file.asked()).await;
+            }
             let to = end.min(file.bound());
-            result = self.change_space(file, Change::Discard, offset, to, &mut blocks).await;
+            if result.is_ok() {
+                result = self.change_space(file, Change::Discard, offset, to, &mut blocks).await;
+            }
         }
         if allocates && result.is_ok() {
             result = self.raise(file, end).await;

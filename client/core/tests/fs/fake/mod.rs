@@ -393,7 +393,7 @@ impl World {
         let fs = self.fs.clone();
         self.run(async move {
             let flushed = fs.flush(handle, None).await;
-            flushed.and(fs.release(handle, None).await)
+            flushed.and(fs.release(handle).await)
         })
     }
 }

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sealfs_proto::{
-    Attr, ClusterId, ClusterMap, Entry, Epoch, Errno, Ino, Kind, Listed, Lock, LockKind, New, Node,
-    NodeId, Placement, RenameFlag, Reply, Request, SetAttr, ShardId, Space, Time, chunk_shard,
-    directory_shard, name_hash,
+    Attr, ClusterId, ClusterMap, Entry, Epoch, Errno, Ino, Kind, Listed, Lock, LockKind, LockSpace,
+    New, Node, NodeId, Placement, RenameFlag, Reply, Request, SetAttr, ShardId, Space, Time,
+    chunk_shard, directory_shard, name_hash,
 };
 
 pub(crate) const CHUNK: u32 = 65_536;
@@ -281,11 +281,18 @@ impl Model {
                 removed.map(|_| Reply::Done).ok_or(Errno::ENODATA)
             }
             R::Lock { ino, lock, .. } => {
-                if lock.kind == LockKind::Unlock {
-                    self.locks.retain(|(of, held)| (*of, held.owner) != (ino, lock.owner));
-                } else if self.conflict(ino, lock).is_some() {
+                // One lock per owner and space is enough here.
+                let is_own = |of: Ino, held: Lock| {
+                    (of, held.owner, held.space) == (ino, lock.owner, lock.space)
+                };
+                if lock.kind != LockKind::Unlock && self.conflict(ino, lock).is_some() {
+                    if lock.space == LockSpace::Flock {
+                        self.locks.retain(|(of, held)| !is_own(*of, *held));
+                    }
                     return Err(Errno::EAGAIN);
-                } else {
+                }
+                self.locks.retain(|(of, held)| !is_own(*of, *held));
+                if lock.kind != LockKind::Unlock {
                     self.locks.push((ino, lock));
                 }
                 Ok(Reply::Done)
@@ -419,7 +426,10 @@ impl Model {
 
     fn conflict(&self, ino: Ino, lock: Lock) -> Option<Lock> {
         let others = self.locks.iter().filter(|(of, held)| (*of, held.owner) != (ino, lock.owner));
-        others.filter(|(of, _)| *of == ino).map(|(_, held)| *held).next()
+        let excludes = |held: &Lock| {
+            held.space == lock.space && (held.kind, lock.kind) != (LockKind::Read, LockKind::Read)
+        };
+        others.filter(|(of, held)| *of == ino && excludes(held)).map(|(_, held)| *held).next()
     }
 
     fn draw(&mut self, shard: ShardId) -> Ino {
