@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sealfs_proto::{
     Address, Claim, ClusterMap, Epoch, Header, NodeId, Reply, Request, SessionId, Status,
-    TransportKind, decode, limits,
+    TransportKind, decode, encode, limits,
 };
 
 use super::ask::{Ask, Call, CallError, Me, Options};
@@ -142,11 +142,7 @@ impl Inner {
         if !matches!(link.state, State::Claiming { .. }) {
             return;
         }
-        let mut parts: Vec<Vec<Claim>> =
-            claims.chunks(limits::CLAIMS_MAX).map(<[Claim]>::to_vec).collect();
-        if parts.is_empty() {
-            parts.push(Vec::new());
-        }
+        let parts = split(claims);
         let last = parts.len() - 1;
         for (at, claims) in parts.into_iter().enumerate() {
             let request = Request::Claim { claims, last: at == last };
@@ -531,12 +527,41 @@ impl Inner {
     }
 }
 
+/// Claims in parts that fit into a request each; one part at least. Who claims an inode's opens more than once says the same.
+fn split(claims: Vec<Claim>) -> Vec<Vec<Claim>> {
+    let (mut parts, mut len) = (vec![Vec::new()], 0);
+    for Claim { ino, opens, locks } in claims {
+        let mut pieces: Vec<_> = locks.chunks(CLAIM_LOCKS_MAX).map(<[_]>::to_vec).collect();
+        if pieces.is_empty() {
+            pieces.push(Vec::new());
+        }
+        for locks in pieces {
+            let claim = Claim { ino, opens, locks };
+            let more = encode(&claim).len();
+            let part = parts.last_mut().expect("there is one at least");
+            let full = part.len() == limits::CLAIMS_MAX || len + more > CLAIMS_LEN_MAX;
+            if full && !part.is_empty() {
+                parts.push(vec![claim]);
+                len = more;
+            } else {
+                part.push(claim);
+                len += more;
+            }
+        }
+    }
+    parts
+}
+
 /// The session of the given generation, the same on every thread of the process; never 0.
 const fn session(seed: u64, generation: u64) -> SessionId {
     let id = mix(seed ^ mix(generation));
     SessionId(if id == 0 { 1 } else { id })
 }
 
+/// Bytes of claims in one request.
+const CLAIMS_LEN_MAX: usize = limits::BODY_LEN_MAX as usize / 2;
+/// Locks of one inode in one claim: about 40 bytes each, so that one claim is shorter than a request's.
+const CLAIM_LOCKS_MAX: usize = 4_096;
 /// Events taken in one turn: a flood from peers cannot keep the owner from its other work.
 const EVENTS_MAX: usize = 1_024;
 /// First pause before a reconnect; doubles up to the next. A restarted node is found again within a second.
@@ -553,3 +578,35 @@ const SILENCE_MS: u64 = 15_000;
 const CONNECT_MS: u64 = 10_000;
 
 const _: () = assert!(PROBE_MS < SILENCE_MS && CONNECT_MS < limits::TIMEOUT_MS);
+
+#[cfg(test)]
+mod tests {
+    use sealfs_proto::{Ino, Lock, LockKind, LockOwner, LockSpace};
+
+    use super::*;
+
+    #[test]
+    fn claims_of_any_number_of_locks_fit_into_requests() {
+        let (space, kind) = (LockSpace::Posix, LockKind::Write);
+        let lock = |at| Lock { space, kind, start: at, end: at, owner: LockOwner(1), pid: 1 };
+        let many: Vec<Lock> = (0..20_000).map(|at| lock(2 * at)).collect();
+        let few = |ino| Claim { ino: Ino(ino), opens: 1, locks: vec![lock(0)] };
+        let mut claims: Vec<Claim> = (0..5_000).map(few).collect();
+        claims.push(Claim { ino: Ino(9_000), opens: 2, locks: many });
+        let parts = split(claims);
+        for claims in &parts {
+            let request = Request::Claim { claims: claims.clone(), last: true };
+            assert!(encode(&request).len() <= limits::BODY_LEN_MAX as usize);
+            assert!(claims.len() <= limits::CLAIMS_MAX && !claims.is_empty());
+        }
+        let locks: usize = parts.iter().flatten().map(|claim| claim.locks.len()).sum();
+        assert_eq!(locks, 25_000);
+        assert!(
+            parts
+                .iter()
+                .flatten()
+                .all(|claim| claim.opens == if claim.ino.0 < 5_000 { 1 } else { 2 })
+        );
+        assert_eq!(split(Vec::new()), [Vec::new()], "the last one is sent, if only to say so");
+    }
+}
