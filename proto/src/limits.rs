@@ -8,8 +8,11 @@ pub const TARGET_LEN_MAX: usize = 4_095;
 pub const XATTR_NAME_LEN_MAX: usize = 255;
 /// An extended attribute's value, bytes (XATTR_SIZE_MAX).
 pub const XATTR_VALUE_LEN_MAX: usize = 65_536;
-/// All extended attributes of an inode, names and values, bytes. Bounds an inode's record and its memory.
+/// All extended attributes of an inode, names, values and [`XATTR_OVERHEAD`] for each, bytes. Bounds an inode's record, its
+/// memory, and the reply that lists the names.
 pub const XATTR_TOTAL_LEN_MAX: usize = 256 * 1024;
+/// What an extended attribute takes besides its name and value where it is encoded: their lengths.
+pub const XATTR_OVERHEAD: usize = 16;
 /// Supplementary groups that a request carries (NGROUPS_MAX is 65,536; more than this many are cut, with a log line).
 pub const GROUPS_MAX: usize = 1_024;
 /// Hard links of an inode. Kept below u32 with room for transactions in flight.
@@ -75,7 +78,8 @@ const _: () = {
     assert!(CHUNK_SIZE_MAX <= BULK_LEN_MAX);
     assert!(BULK_CREDIT >= BULK_LEN_MAX);
     assert!(LIST_LEN_MAX < BODY_LEN_MAX);
-    assert!(XATTR_TOTAL_LEN_MAX < BODY_LEN_MAX as usize);
+    // A tag and a count, and each name with its length.
+    assert!(XATTR_TOTAL_LEN_MAX + 12 <= BODY_LEN_MAX as usize && XATTR_OVERHEAD >= 8);
     assert!(XATTR_VALUE_LEN_MAX <= XATTR_TOTAL_LEN_MAX);
     assert!(LEASE_MS > TIMEOUT_MS + 30_000);
     assert!(SETTLE_MS + CACHE_MS < 1_000);

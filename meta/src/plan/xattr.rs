@@ -156,8 +156,9 @@ fn check_len(inode: &Inode, xattr: &Xattr) -> Result<(), Errno> {
         return Err(Errno::E2BIG);
     }
     let others = inode.xattrs.iter().filter(|(name, _)| **name != xattr.name);
-    let total: usize = others.map(|(name, value)| name.len() + value.len()).sum();
-    let total = total + xattr.name.len() + xattr.value.len();
+    let len = |name: &[u8], value: &[u8]| name.len() + value.len() + limits::XATTR_OVERHEAD;
+    let total: usize = others.map(|(name, value)| len(name, value)).sum();
+    let total = total + len(&xattr.name, &xattr.value);
     if total > limits::XATTR_TOTAL_LEN_MAX { Err(Errno::ENOSPC) } else { Ok(()) }
 }
 
@@ -227,6 +228,35 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!((count(user(1)), count(Who::root())), (3, 4));
+    }
+
+    #[test]
+    fn any_number_of_tiny_attributes_is_listed_in_one_reply() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        let mut count = 0;
+        for _ in 0..9_000 {
+            let xattr = Xattr { name: format!("user.{count:x}").into(), value: Vec::new() };
+            let change = Change::XattrSet { ino: file, xattr, mode: None };
+            world.append(
+                file.shard(),
+                crate::Record { origin: None, now: crate::testing::at(0), change },
+            );
+            count += 1;
+        }
+        let refused = loop {
+            let request = set(Who::root(), file, &format!("user.{count:x}"), b"", XattrFlag::Any);
+            let asked = world.asked();
+            match crate::plan(&world.states[0], &request, &asked) {
+                Ok(Planned::Record(record)) => drop(world.append(file.shard(), record)),
+                other => break other,
+            }
+            count += 1;
+        };
+        assert_eq!(refused, Err(Errno::ENOSPC.into()));
+        assert!(count > 9_000, "{count}");
+        let names = read(&world.states[0], &Request::XattrList { who: Who::root(), ino: file });
+        assert!(sealfs_proto::encode(&names.unwrap()).len() <= limits::BODY_LEN_MAX as usize);
     }
 
     #[test]
