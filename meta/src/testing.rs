@@ -271,7 +271,7 @@ impl World {
     }
 
     pub(crate) fn resolve(&mut self, shard: ShardId, tx: TxId, commit: bool) {
-        if let Some(record) = resolve(self.state(shard), tx, commit, at(0)) {
+        if let Ok(Some(record)) = resolve(self.state(shard), tx, commit, at(0)) {
             self.append(shard, record);
         }
     }

@@ -20,6 +20,7 @@
 //! 3. A share is carried out once: a participant remembers the commits that it has carried out until the coordinator has
 //!    forgotten them ([`Prepare::oldest`]); whoever asks for a forgotten one hears that it was aborted.
 //! 4. Participants are refused at once when a key is held: nobody waits holding keys.
+//! 5. Only a share that is or was prepared is acknowledged as committed: who has lost it says so.
 
 use sealfs_proto::{Attr, Errno, Part, Prepare, ShardId, Time, TxId};
 
@@ -95,11 +96,14 @@ fn stale(parts: &[Part], errno: Errno) -> bool {
     })
 }
 
-/// A participant's answer to `Request::Resolve`; `None` if it has nothing prepared (it knew the decision): answer `Done`.
-#[must_use]
-pub fn resolve(state: &State, tx: TxId, commit: bool, now: Time) -> Option<Record> {
-    let change = Change::Resolved { tx, commit };
-    state.prepared.contains_key(&tx).then_some(Record { origin: None, now, change })
+/// A participant's answer to `Request::Resolve`; `None` if it knew the decision: answer `Done`. ENOENT if it is to commit
+/// what it has neither prepared nor carried out: its journal has lost the share, and the coordinator must not forget.
+pub fn resolve(state: &State, tx: TxId, commit: bool, now: Time) -> Result<Option<Record>, Errno> {
+    if state.prepared.contains_key(&tx) {
+        let change = Change::Resolved { tx, commit };
+        return Ok(Some(Record { origin: None, now, change }));
+    }
+    if commit && !state.resolved.contains(&tx) { Err(Errno::ENOENT) } else { Ok(None) }
 }
 
 /// All participants have acknowledged the decision; `None` if it is forgotten already.
@@ -451,6 +455,19 @@ mod tests {
         assert_eq!(world.states[usize::from(dir.shard().0)].decision(tx), None, "it is open");
         world.append(dir.shard(), transaction.decide(tx, &[]));
         assert_eq!(world.state(dir.shard()).decision(tx), Some(true));
+    }
+
+    #[test]
+    fn a_decision_is_acknowledged_again_but_not_by_who_has_lost_its_share() {
+        let (mut world, request) = change_with(1);
+        let (transaction, tx) = prepared(&mut world, &request);
+        let (to, _) = transaction.prepares(tx).next().expect("there is a participant");
+        let lost = World::new().states[usize::from(to.0)].clone();
+        world.append(shard_of(&request), transaction.decide(tx, &[]));
+        world.resolve(to, tx, true);
+        assert_eq!(resolve(world.state(to), tx, true, at(0)), Ok(None), "the reply was lost");
+        assert_eq!(resolve(&lost, tx, true, at(0)), Err(Errno::ENOENT));
+        assert_eq!(resolve(&lost, tx, false, at(0)), Ok(None), "no share is an aborted one");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! `sealfs_meta`'s `tx`).
 //!
 //! 1. A decision leaves this node only after its record is acknowledged.
-//! 2. A coordinator sends a decision to commit until every participant has acknowledged it, over any number of restarts.
+//! 2. A coordinator sends a decision to commit until every participant has acknowledged it, over any number of restarts; a
+//!    participant that has lost its share never does.
 //! 3. A participant never gives up a prepared share by itself: it asks the coordinator again and again.
 //! 4. Nobody waits holding keys: a participant whose key is held answers EAGAIN.
 
@@ -107,9 +108,20 @@ pub(crate) fn spread(world: &Rc<World>, shard: ShardId, tx: TxId) {
 
 async fn tell(world: &Rc<World>, participant: ShardId, tx: TxId) {
     let mut pause_ms = 10;
-    while world.ask(participant, Request::Resolve { tx, commit: true }).await.reply.is_err() {
+    loop {
+        match world.ask(participant, Request::Resolve { tx, commit: true }).await.reply {
+            Ok(_) => return,
+            Err(Status::Errno(Errno::ENOENT)) => {
+                tracing::error!(
+                    %participant, coordinator = %tx.coordinator, number = tx.number,
+                    "a shard has lost its share of a change that was decided: the change is half done, its decision is kept"
+                );
+                world.count("transactions_half_lost", 1);
+                pause_ms = LOST_RETRY_MS;
+            }
+            Err(_) => pause_ms = (pause_ms * 2).min(RETRY_MS),
+        }
         world.back_off(pause_ms).await;
-        pause_ms = (pause_ms * 2).min(RETRY_MS);
     }
 }
 
@@ -119,8 +131,9 @@ pub(crate) fn serve(world: &Rc<World>, job: Job) {
     match &job.order.request {
         Request::Prepare(_) => serve_prepare(world, job),
         Request::Resolve { tx, commit } => {
-            settle(world, shard, *tx, *commit);
-            world.respond(job.caller, shard, Ok(Reply::Done));
+            let settled = settle(world, shard, *tx, *commit);
+            let reply = settled.map(|()| Reply::Done).map_err(Status::Errno);
+            world.respond(job.caller, shard, reply);
         }
         Request::Decision { tx } => {
             let decision = world.with(shard, |state| state.decision(*tx));
@@ -158,14 +171,15 @@ fn serve_prepare(world: &Rc<World>, job: Job) {
 }
 
 /// A participant learned the decision.
-fn settle(world: &Rc<World>, shard: ShardId, tx: TxId, commit: bool) {
+fn settle(world: &Rc<World>, shard: ShardId, tx: TxId, commit: bool) -> Result<(), Errno> {
     let now = world.now.get().wall;
-    let record = world.with(shard, |state| resolve(state, tx, commit, now));
+    let record = world.with(shard, |state| resolve(state, tx, commit, now))?;
     if let Some(record) = record {
         let applied = world.commit(shard, &record, None);
         let _ = follow(world, shard, applied.effects);
         world.free(shard);
     }
+    Ok(())
 }
 
 /// Asks the coordinator of a prepared transaction for its decision as long as it has not come.
@@ -179,7 +193,7 @@ pub(crate) fn watch(world: &Rc<World>, shard: ShardId, tx: TxId) {
             }
             let decision = task.ask(tx.coordinator, Request::Decision { tx }).await.reply;
             if let Ok(Reply::Decision(Some(commit))) = decision {
-                settle(&task, shard, tx, commit);
+                let _ = settle(&task, shard, tx, commit);
             }
         }
     });
@@ -187,5 +201,7 @@ pub(crate) fn watch(world: &Rc<World>, shard: ShardId, tx: TxId) {
 
 /// A decision normally comes within a millisecond.
 const DOUBT_MS: u64 = 500;
+/// Who has lost its share will hardly find it.
+const LOST_RETRY_MS: u64 = 60_000;
 /// Between two tries to reach a participant.
 const RETRY_MS: u64 = 1_000;
