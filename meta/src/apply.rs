@@ -173,7 +173,7 @@ fn inode(
         }
         Change::Settle { size, blocks, times, answer, .. } => {
             attr.size = attr.size.max(*size);
-            attr.blocks = attr.blocks.saturating_add_signed(*blocks);
+            attr.blocks = attr.blocks.saturating_add(*blocks);
             attr.change += 1;
             match times {
                 Times::None => {}
@@ -206,8 +206,10 @@ fn inode(
             Reply::Done
         }
         Change::CutDone { blocks, .. } => {
-            attr.blocks = attr.blocks.saturating_add_signed(*blocks);
+            attr.blocks = attr.blocks.saturating_add(*blocks);
             attr.change += 1;
+            // What was written while the data was being discarded may be gone.
+            attr.generation += 1;
             if let Body::File { cut } = &mut inode.body {
                 *cut = None;
             }

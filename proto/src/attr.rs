@@ -83,8 +83,9 @@ pub struct Attr {
     pub rdev: u32,
     /// Bytes; for a symlink the target's length.
     pub size: u64,
-    /// Allocated space in 512-byte units.
-    pub blocks: u64,
+    /// Allocated space in 512-byte units. Below 0 when a settlement of what was freed has overtaken one of what was
+    /// allocated: shown as 0.
+    pub blocks: i64,
     /// Bytes per chunk of a file, a power of two; of a directory, what its new files get.
     pub chunk_size: u32,
     /// Last access; changes only by create and utimens.

@@ -156,7 +156,7 @@ impl File {
         let mut attr = state.attr.clone();
         if let Some(dirty) = state.unsettled() {
             attr.size = attr.size.max(dirty.size);
-            attr.blocks = attr.blocks.saturating_add_signed(dirty.blocks);
+            attr.blocks = attr.blocks.saturating_add(dirty.blocks);
         }
         attr
     }

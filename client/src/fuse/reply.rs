@@ -158,7 +158,7 @@ fn attributes(attr: &Attr) -> abi::Attr {
     abi::Attr {
         ino: attr.ino.0,
         size: attr.size,
-        blocks: attr.blocks,
+        blocks: u64::try_from(attr.blocks).unwrap_or(0),
         atime: attr.atime.seconds as u64,
         mtime: attr.mtime.seconds as u64,
         ctime: attr.ctime.seconds as u64,

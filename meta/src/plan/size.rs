@@ -6,6 +6,8 @@
 //! 3. A settlement made under an older generation never makes the file larger than its data, and leaves an mtime that was
 //!    set. That data has changed is shown by ctime and the change counter in any case, or an open elsewhere would go on with
 //!    the pages that it has.
+//! 4. A cut begins a generation and ends it: what was written, and where the data was found to end, while it was pending is
+//!    of an older one.
 
 use sealfs_proto::{Attr, Errno, Ino, Reply, Request, Time, limits};
 
@@ -19,6 +21,7 @@ pub(super) fn plan(state: &State, request: &Request, asked: &Asked) -> Result<Pl
         Request::Settle { ino, generation, size, blocks, wrote } => {
             let inode = file(state, ino)?;
             let times = settled_times(&inode.attr, generation, wrote);
+            no_growth_into_cut(inode, size)?;
             let size = match settled_size(inode, generation, size, asked) {
                 Ok(size) => size,
                 Err(question) => return Ok(Planned::Ask(question)),
@@ -112,7 +115,6 @@ fn settle(
     if size <= attr.size && blocks == 0 && times == Times::None {
         return Ok(Planned::Reply(Reply::Attr(attr.clone())));
     }
-    no_growth_into_cut(inode, size)?;
     let (ino, answer) = (attr.ino, Answer::Attr(attr.ino));
     Ok(asked.record(Change::Settle { ino, size, blocks, times, answer }))
 }
@@ -194,7 +196,8 @@ mod tests {
         let file = world.create(Ino::ROOT, "a");
         world.set(Who::root(), file, SetAttr { size: Some(10), ..SetAttr::default() }).unwrap();
         let mut asked = world.asked();
-        let question = Question::End { ino: file, generation: 2, chunk_size: 1 << 20 };
+        let generation = world.attr(file).generation;
+        let question = Question::End { ino: file, generation, chunk_size: 1 << 20 };
         let request =
             Request::Settle { ino: file, generation: 1, size: 5_000, blocks: 0, wrote: false };
         let planned = plan(&world.states[0], &request, &asked);
@@ -205,9 +208,44 @@ mod tests {
             matches!(planned, Ok(Planned::Ask(_))),
             "an answer of before the truncation is none"
         );
-        asked.facts.end = Some((2, 4));
+        asked.facts.end = Some((generation, 4));
         let planned = plan(&world.states[0], &request, &asked);
         assert!(matches!(planned, Ok(Planned::Reply(_))), "nothing changes");
+    }
+
+    #[test]
+    fn where_the_data_ended_while_a_cut_was_pending_says_nothing_after_it() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        world.run(&Request::Raise { ino: file, bound: 1 << 22 }).unwrap();
+        let state = &mut world.states[0];
+        let asked = crate::testing::asked(9);
+        let size = SetAttr { size: Some(100), ..SetAttr::default() };
+        let request = Request::SetAttr { who: Who::root(), ino: file, set: size, opened: true };
+        let Ok(Planned::Record(record)) = crate::plan(state, &request, &asked) else {
+            panic!("it is allowed")
+        };
+        crate::apply(state, &record);
+        let pending = state.inode(file).unwrap().attr.generation;
+        assert_eq!(plan(state, &settle(file, 1, 5_000, 0), &asked), Err(Refused::Busy));
+        let change = Change::CutDone { ino: file, blocks: 0 };
+        crate::apply(state, &Record { origin: None, now: at(0), change });
+        // Written, and asked for, while what lies beyond was being discarded.
+        let facts = Facts { end: Some((pending, 5_000)), ..Facts::default() };
+        for generation in [1, pending] {
+            let asked = Asked { facts: facts.clone(), ..asked.clone() };
+            let planned = plan(state, &settle(file, generation, 5_000, 0), &asked);
+            assert!(matches!(planned, Ok(Planned::Ask(Question::End { .. }))), "{planned:?}");
+        }
+    }
+
+    #[test]
+    fn blocks_that_were_freed_may_be_settled_before_those_that_were_allocated() {
+        let mut world = World::new();
+        let file = world.create(Ino::ROOT, "a");
+        world.run(&settle(file, 1, 0, -16)).unwrap();
+        world.run(&settle(file, 1, 0, 24)).unwrap();
+        assert_eq!(world.attr(file).blocks, 8);
     }
 
     #[test]

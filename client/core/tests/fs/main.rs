@@ -507,14 +507,14 @@ fn fallocate_takes_space_and_grows_unless_told_not_to() {
     };
     allocate(&mut world, Fallocate::AllocateKeepSize, 0, len).unwrap();
     let kept = world.stat(attr.ino).unwrap();
-    assert_eq!((kept.size, kept.blocks), (0, len / 512));
+    assert_eq!((kept.size, kept.blocks), (0, (len / 512).cast_signed()));
     allocate(&mut world, Fallocate::Allocate, 0, len).unwrap();
     let grown = world.stat(attr.ino).unwrap();
-    assert_eq!((grown.size, grown.blocks), (len, len / 512));
+    assert_eq!((grown.size, grown.blocks), (len, (len / 512).cast_signed()));
     world.write(handle, 0, b"data").unwrap();
     allocate(&mut world, Fallocate::ZeroKeepSize, 0, 2 * len).unwrap();
     let zeroed = world.stat(attr.ino).unwrap();
-    assert_eq!((zeroed.size, zeroed.blocks), (len, 2 * len / 512));
+    assert_eq!((zeroed.size, zeroed.blocks), (len, (2 * len / 512).cast_signed()));
     assert_eq!(world.read(handle, 0, 4).unwrap(), [0; 4]);
     assert_eq!(allocate(&mut world, Fallocate::Allocate, 0, 0), Err(Errno::EINVAL));
     assert_eq!(allocate(&mut world, Fallocate::Allocate, u64::MAX, 5), Err(Errno::EFBIG));

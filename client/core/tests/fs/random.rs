@@ -78,7 +78,7 @@ fn random_operations_agree_with_a_reference() {
             assert!(world.read(handle, offset as u64, len).unwrap() == expected, "seed {seed}");
         }
         world.fsync(handle).unwrap();
-        let blocks = world.net.borrow().model.blocks.len() as u64 * 8;
+        let blocks = world.net.borrow().model.blocks.len() as i64 * 8;
         assert_eq!(world.stat(attr.ino).unwrap().blocks, blocks, "seed {seed}");
     }
 }

@@ -75,7 +75,7 @@ async fn discard(world: &Rc<World>, cut: Cut) {
     let freed = node::discard_until_done(world, ino, chunk_size, from, bound).await;
     // What is empty has no blocks, whatever a first try before a restart has freed already.
     let blocks = world.with(shard, |state| match state.inode(ino) {
-        Some(inode) if from == 0 => -i64::try_from(inode.attr.blocks).unwrap_or(i64::MAX),
+        Some(inode) if from == 0 => -inode.attr.blocks,
         _ => freed,
     });
     let (now, change) = (world.now.get().wall, Change::CutDone { ino, blocks });
