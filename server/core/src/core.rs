@@ -11,11 +11,13 @@ use std::rc::Rc;
 use sealfs_meta::journal::{Tail, Writer};
 use sealfs_proto::{NodeStatus, ShardId};
 use sealfs_transport::tasks::{Tasks, Timers, Waiters};
-use sealfs_transport::{Arena, Calls, Instant, MapStamp, Me, Now, Options, Random, Transport};
+use sealfs_transport::{
+    Arena, Calls, Instant, MapStamp, Me, Now, Options, Peer, Random, Transport,
+};
 
 use crate::chunk::{ChunkRecord, Chunks};
 use crate::connections::Connections;
-use crate::disk::{DiskCalls, Done};
+use crate::disk::{DiskCalls, Done, Polled};
 use crate::flow;
 use crate::gate::{Batch, Gate};
 use crate::mail::{Answered, Errand};
@@ -37,7 +39,7 @@ pub struct Ports {
     pub arena: Rc<dyn Arena>,
 }
 
-/// The core cannot go on: its journal failed. The shell ends the process with this text.
+/// The core cannot go on: its journal or a sync failed. The shell ends the process with this text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Fatal(pub String);
@@ -119,6 +121,7 @@ impl Core {
             marking: Cell::new(false),
             marked: Waiters::new(),
             snapshots: flow::snapshot::Progress::default(),
+            passes: RefCell::default(),
             shards: RefCell::new(shards),
             config,
         });
@@ -179,10 +182,16 @@ impl Core {
             any = true;
             net::take(world, event);
         }
-        while let Some(named) = world.disk.poll() {
+        while let Some(polled) = world.disk.poll() {
             any = true;
-            if let Some((id, done)) = named {
-                self.on_journal(id, done)?;
+            match polled {
+                Polled::Woken => {}
+                Polled::Named(id, done) => self.on_journal(id, done)?,
+                // The turn goes on, so that who waits for the sync hears of it.
+                Polled::SyncFailed(error) => world.fail(format!(
+                    "the volume cannot be synced: {error}; what was synced before is intact, repair the device and start \
+                     again"
+                )),
             }
         }
         while let Some(received) = world.siblings.poll() {
@@ -258,7 +267,8 @@ impl Core {
     fn on_errand(&self, from: CoreId, token: u64, errand: Errand) {
         let world = Rc::clone(&self.world);
         if let Errand::Serve(order) = errand {
-            let caller = Caller::Sibling { core: from, token };
+            let of_node = matches!(order.peer, Peer::Node { .. });
+            let caller = Caller::Sibling { core: from, token, of_node };
             return serve::serve(&world, Job { caller, order });
         }
         self.tasks.spawn(async move {

@@ -1,6 +1,8 @@
 //! The disk as futures: operations in flight, and syncs of the volume shared by all who wait for one.
 //!
 //! 1. A sync covers what completed before it was submitted: who asks while one is in flight waits for the next.
+//! 2. A failed sync of the volume is the end of the core: the system reports the error once and takes the pages for clean,
+//!    so that the next sync would succeed and say what is not true.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,6 +14,16 @@ use crate::{Disk, DiskDone, DiskError, DiskOp};
 
 /// What an operation became.
 pub(crate) type Done = Result<DiskDone, DiskError>;
+
+/// What a completion was.
+pub(crate) enum Polled {
+    /// Who waited for it is woken.
+    Woken,
+    /// Of an operation that was submitted by number.
+    Named(u64, Done),
+    /// A sync of the volume has failed: nobody knows what is on the device.
+    SyncFailed(DiskError),
+}
 
 /// The operations of one core.
 pub(crate) struct DiskCalls {
@@ -85,8 +97,8 @@ impl DiskCalls {
         receiver.await.unwrap_or_else(|_| Err(lost("sync of the volume")))
     }
 
-    /// Takes the next completion: wakes who waits for it, or gives it if it was submitted by number. `None`: no more.
-    pub(crate) fn poll(&self) -> Option<Option<(u64, Done)>> {
+    /// Takes the next completion, and wakes who waits for it. `None`: no more.
+    pub(crate) fn poll(&self) -> Option<Polled> {
         let (id, done, ends) = {
             let mut inner = self.inner.borrow_mut();
             let (id, done) = inner.disk.poll()?;
@@ -95,15 +107,18 @@ impl DiskCalls {
         };
         match ends {
             Some(Ends::Call(sender)) => drop(sender.send(done)),
-            Some(Ends::Named) => return Some(Some((id, done))),
+            Some(Ends::Named) => return Some(Polled::Named(id, done)),
             Some(Ends::Sync(senders)) => {
                 let done = done.map(|_| ());
                 senders.into_iter().for_each(|sender| drop(sender.send(done.clone())));
                 self.inner.borrow_mut().on_sync();
+                if let Err(error) = done {
+                    return Some(Polled::SyncFailed(error));
+                }
             }
             None => {}
         }
-        Some(None)
+        Some(Polled::Woken)
     }
 
     /// Operations in flight.
@@ -140,4 +155,37 @@ impl Inner {
 
 fn lost(what: &str) -> DiskError {
     DiskError { what: what.into(), cause: "the operation was dropped".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    /// Every operation fails.
+    #[derive(Default)]
+    struct Broken(Vec<u64>);
+
+    impl Disk for Broken {
+        fn submit(&mut self, id: u64, _: DiskOp) {
+            self.0.push(id);
+        }
+
+        fn poll(&mut self) -> Option<(u64, Done)> {
+            let error = DiskError { what: "sync".into(), cause: "no device".into() };
+            self.0.pop().map(|id| (id, Err(error)))
+        }
+    }
+
+    #[test]
+    fn a_failed_sync_of_the_volume_is_told_to_the_core_and_to_who_waits() {
+        let disk = DiskCalls::new(Box::new(Broken::default()));
+        let mut sync = pin!(disk.sync_volume());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(sync.as_mut().poll(&mut cx).is_pending());
+        assert!(matches!(disk.poll(), Some(Polled::SyncFailed(_))));
+        assert!(matches!(sync.as_mut().poll(&mut cx), Poll::Ready(Err(_))));
+    }
 }

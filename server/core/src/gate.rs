@@ -8,6 +8,8 @@
 //!
 //! 1. `synced <= written < building`; all three only grow.
 //! 2. An item leaves once its batch is acknowledged as the durability asks, items of older batches first.
+//! 3. A step, on which another journal goes on, leaves once its batch is written, also where a program's answer would not
+//!    wait: the death of this process must not take back what another node or core has built on.
 //!
 //! It knows neither disk nor journal.
 
@@ -77,16 +79,21 @@ impl<T> Gate<T> {
 
     /// Whether an answer that shows `batch` may leave.
     pub(crate) fn is_open(&self, batch: Batch) -> bool {
-        match self.durability {
-            Durability::Scratch => true,
-            Durability::Process => batch <= self.written,
-            Durability::Power => batch <= self.synced,
-        }
+        self.durability == Durability::Scratch || batch <= self.upto()
     }
 
     /// Keeps `item` until `batch` is acknowledged; gives it back if it is already.
     pub(crate) fn hold(&mut self, batch: Batch, item: T) -> Option<T> {
         if self.is_open(batch) {
+            return Some(item);
+        }
+        self.acknowledged.entry(batch).or_default().push(item);
+        None
+    }
+
+    /// As [`Gate::hold`], for a step between journals.
+    pub(crate) fn hold_step(&mut self, batch: Batch, item: T) -> Option<T> {
+        if batch <= self.upto() {
             return Some(item);
         }
         self.acknowledged.entry(batch).or_default().push(item);
@@ -130,12 +137,16 @@ impl<T> Gate<T> {
     }
 
     fn leaving(&mut self) -> Vec<T> {
-        let upto = match self.durability {
-            Durability::Scratch => self.building,
-            Durability::Process => self.written,
-            Durability::Power => self.synced,
-        };
+        let upto = self.upto();
         split(&mut self.acknowledged, upto)
+    }
+
+    /// The newest batch that nothing but a fault which this durability does not outlive can take back.
+    fn upto(&self) -> Batch {
+        match self.durability {
+            Durability::Scratch | Durability::Process => self.written,
+            Durability::Power => self.synced,
+        }
     }
 }
 
@@ -179,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn power_waits_for_the_device_and_scratch_for_nothing() {
+    fn power_waits_for_the_device_and_scratch_for_nothing_but_steps() {
         let mut power = Gate::new(Durability::Power);
         assert_eq!(power.hold(power.building(), 1), None);
         let batch = power.close();
@@ -189,7 +200,9 @@ mod tests {
         let mut scratch = Gate::new(Durability::Scratch);
         assert_eq!(scratch.hold(scratch.building(), 1), Some(1));
         assert_eq!(scratch.hold_for_device(scratch.building(), 2), None);
+        assert_eq!(scratch.hold_step(scratch.building(), 3), None, "another journal builds on it");
         let batch = scratch.close();
-        assert_eq!((scratch.on_written(batch), scratch.on_synced(batch)), (vec![], vec![2]));
+        assert_eq!((scratch.on_written(batch), scratch.on_synced(batch)), (vec![3], vec![2]));
+        assert_eq!(scratch.hold_step(batch, 4), Some(4));
     }
 }

@@ -46,8 +46,11 @@ fn request(world: &Rc<World>, conn: Conn, header: Header, body: &[u8]) {
             return world.calls.close(conn);
         }
     };
-    world.in_service.set(world.in_service.get() + 1);
-    let caller = Caller::Peer { conn, token: header.token };
+    let waits = matches!(request, Request::Lock { wait: true, .. });
+    if !waits {
+        world.in_service.set(world.in_service.get() + 1);
+    }
+    let caller = Caller::Peer { conn, token: header.token, waits };
     if let Some(status) = refusal(world, peer, &header, &request) {
         return world.respond_after(caller, world.written(), Err(status).into());
     }
@@ -120,7 +123,8 @@ fn pulled(world: &Rc<World>, conn: Conn, token: u64, region: Region, len: u32) {
     let (Some(Pulling { header, request }), Some(peer)) = (pulling, peer) else { return };
     let bulk = region.freeze().cut(0, len as usize);
     let order = order(peer, &header, request, Some(bulk));
-    serve::route(world, Job { caller: Caller::Peer { conn, token }, order });
+    let caller = Caller::Peer { conn, token, waits: false };
+    serve::route(world, Job { caller, order });
 }
 
 /// Holds clients' requests back while there is too much to do, and lets them come again.

@@ -14,13 +14,14 @@ use std::rc::Rc;
 
 use sealfs_meta::journal::{Entry, Writer};
 use sealfs_meta::{Applied, Asked, Facts, KIND_VERSION, Origin, Record, State};
-use sealfs_proto::{Errno, Reply, Request, SessionId, ShardId, Status, encode};
+use sealfs_proto::{Errno, Reply, Request, SessionId, ShardId, Status, encode, limits};
 use sealfs_transport::tasks::{Sender, Spawner, Timers, Waiters, oneshot};
-use sealfs_transport::{Arena, Ask, Calls, Conn, Instant, Now, Random, Region};
+use sealfs_transport::{Arena, Ask, Calls, Conn, Instant, Now, Peer, Random, Region};
 
 use crate::chunk::{ChunkRecord, Chunks, GuardId};
 use crate::connections::Connections;
 use crate::disk::DiskCalls;
+use crate::flow::node::Passes;
 use crate::flow::{rename, snapshot, space};
 use crate::gate::{Batch, Gate};
 use crate::locks::{Locks, Ticket};
@@ -76,10 +77,10 @@ pub(crate) struct Job {
 
 /// Where an answer goes.
 pub(crate) enum Caller {
-    /// To a connection of this core.
-    Peer { conn: Conn, token: u64 },
-    /// To the core that has the connection.
-    Sibling { core: CoreId, token: u64 },
+    /// To a connection of this core. `waits`: for a lock, so that it takes none of the slots of `in_service`.
+    Peer { conn: Conn, token: u64, waits: bool },
+    /// To the core that has the connection. `of_node`: it goes on to another journal.
+    Sibling { core: CoreId, token: u64, of_node: bool },
     /// To a task of this core.
     Task(Sender<Outcome>),
     /// To whoever asked last for this change, see [`World::running`].
@@ -154,7 +155,8 @@ pub(crate) struct World {
     /// Requests to be looked at again in this turn.
     pub(crate) again: RefCell<VecDeque<Job>>,
     pub(crate) counters: RefCell<BTreeMap<&'static str, u64>>,
-    /// Requests of connections of this core that are not answered.
+    /// Requests of connections of this core that are not answered, waits for locks left out: it may take the request of
+    /// another client to end them.
     pub(crate) in_service: Cell<usize>,
     pub(crate) fatal: RefCell<Option<String>>,
     pub(crate) connections: RefCell<Connections>,
@@ -175,6 +177,8 @@ pub(crate) struct World {
     pub(crate) marking: Cell<bool>,
     pub(crate) marked: Waiters,
     pub(crate) snapshots: snapshot::Progress,
+    /// Executions of requests that change many chunks.
+    pub(crate) passes: RefCell<Passes>,
 }
 
 impl World {
@@ -301,10 +305,10 @@ impl World {
         self.shards.borrow().get(&shard).map_or(Batch(0), |shard| shard.touched)
     }
 
-    /// Waits until `batch` is acknowledged as the durability asks: what depends on it may leave the node.
+    /// Waits until `batch` is acknowledged as the durability asks of a step: what depends on it may leave the core.
     pub(crate) async fn acknowledged(&self, batch: Batch) {
         let (sender, receiver) = oneshot();
-        let open = self.log.borrow_mut().gate.hold(batch, Leaving::Wake(sender));
+        let open = self.log.borrow_mut().gate.hold_step(batch, Leaving::Wake(sender));
         if open.is_none() {
             let _ = receiver.await;
         }
@@ -340,7 +344,16 @@ impl World {
         if let Caller::Task(_) = caller {
             return self.deliver(Leaving::Answer(caller, outcome));
         }
-        let open = self.log.borrow_mut().gate.hold(batch, Leaving::Answer(caller, outcome));
+        let is_step = match &caller {
+            Caller::Sibling { of_node, .. } => *of_node,
+            Caller::Peer { conn, .. } => {
+                matches!(self.connections.borrow().peer(*conn), Some(Peer::Node { .. }))
+            }
+            _ => false,
+        };
+        let leaving = Leaving::Answer(caller, outcome);
+        let gate = &mut self.log.borrow_mut().gate;
+        let open = if is_step { gate.hold_step(batch, leaving) } else { gate.hold(batch, leaving) };
         if let Some(leaving) = open {
             self.deliver(leaving);
         }
@@ -351,15 +364,22 @@ impl World {
         match leaving {
             Leaving::Wake(sender) => drop(sender.send(())),
             Leaving::Answer(Caller::Task(sender), outcome) => drop(sender.send(outcome)),
-            Leaving::Answer(Caller::Sibling { core, token }, outcome) => {
+            Leaving::Answer(Caller::Sibling { core, token, .. }, outcome) => {
                 self.siblings.answer(core, token, Answered::Served(outcome));
             }
-            Leaving::Answer(Caller::Peer { conn, token }, Outcome { reply, bulk }) => {
-                self.in_service.set(self.in_service.get().saturating_sub(1));
-                let (status, body) = match reply {
+            Leaving::Answer(Caller::Peer { conn, token, waits }, Outcome { reply, bulk }) => {
+                if !waits {
+                    self.in_service.set(self.in_service.get().saturating_sub(1));
+                }
+                let (mut status, mut body) = match reply {
                     Ok(reply) => (Status::Ok, encode(&reply)),
                     Err(status) => (status, Vec::new()),
                 };
+                let mut bulk = bulk;
+                if body.len() > limits::BODY_LEN_MAX as usize {
+                    tracing::error!(bytes = body.len(), "a reply is longer than a frame can be");
+                    (status, body, bulk) = (Status::Errno(Errno::E2BIG), Vec::new(), Vec::new());
+                }
                 self.calls.reply(conn, token, status, body, bulk);
             }
             Leaving::Answer(Caller::Change(ticket), outcome) => {
@@ -439,8 +459,7 @@ impl World {
 
     /// An order of this node itself.
     pub(crate) fn own_order(&self, shard: ShardId, request: Request) -> Order {
-        let peer =
-            sealfs_transport::Peer::Node { node: self.config.node, endpoint: self.config.core.0 };
+        let peer = Peer::Node { node: self.config.node, endpoint: self.config.core.0 };
         Order { peer, origin: None, shard, request, bulk: None }
     }
 

@@ -2,12 +2,14 @@
 //!
 //! 1. What a client's `Discard` or `Allocate` did is kept with every chunk's record, by shard, so that one that is asked
 //!    again counts what was done before.
-//! 2. Of two executions of the same request the earlier one is ahead at every chunk: none goes on after its repetition has
-//!    been answered.
+//! 2. Of two executions of the same request the earlier one changes nothing any more once the later one has begun: what is
+//!    written after the answer is not touched by one that is late ([`Passes`]).
+//! 3. An execution yields after some chunks, so that others have their turns and the batch stays small.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use sealfs_meta::{Kept, Origin};
+use sealfs_meta::{Kept, Origin, Refused};
 use sealfs_proto::{
     Errno, Ino, NodeStatus, Reply, Request, ShardId, Space, Status, chunk_shard, limits,
 };
@@ -16,6 +18,7 @@ use sealfs_transport::tasks::join_all;
 use super::data::{self, ChunkChange, Failed, carry_out};
 use super::session;
 use crate::chunk::Groups;
+use crate::locks::Ticket;
 use crate::mail::{Answered, Errand, Order, Outcome};
 use crate::world::{Job, World, errno};
 
@@ -119,16 +122,20 @@ async fn discard(
     let cut = range.1 == u64::MAX;
     let mut at = range.0 / u64::from(chunk_size);
     let mut blocks = 0;
-    loop {
+    let pass = Pass::begin(world, ino, origin);
+    for step in 1_u64.. {
         let next = world.chunks.borrow().next_chunk(ino, at);
         let Some(index) = next else { break };
         let Some((from, to)) = within(index, chunk_size, range) else { break };
         let change = ChunkChange::Discard { from, to, cut };
-        match one_of_many(world, ino, index, change, origin).await {
+        match one_of_many(world, ino, index, change, Some(&pass)).await {
             Ok(more) => blocks += more,
             Err(status) => return Err(status).into(),
         }
         at = index + 1;
+        if step % CHUNKS_PER_TURN == 0 {
+            world.sleep_ms(0).await;
+        }
     }
     done(world, origin, blocks).await
 }
@@ -150,16 +157,21 @@ async fn allocate(
     let shards = world.config.map.shards();
     let mut blocks = 0;
     let indexes = range.0 / u64::from(chunk_size)..=(range.1 - 1) / u64::from(chunk_size);
-    for (step, index) in (1_u64..).zip(indexes) {
-        if step % STEPS_PER_TURN == 0 {
+    let pass = Pass::begin(world, ino, origin);
+    let mut work = 0;
+    for index in indexes {
+        let own = world.owns(chunk_shard(ino, index, shards));
+        work += if own { WORK_PER_TURN / CHUNKS_PER_TURN } else { 1 };
+        if work >= WORK_PER_TURN {
+            work = 0;
             world.sleep_ms(0).await;
         }
-        if !world.owns(chunk_shard(ino, index, shards)) {
+        if !own {
             continue;
         }
         let Some((from, to)) = within(index, chunk_size, range) else { continue };
         let change = ChunkChange::Allocate { from, to };
-        match one_of_many(world, ino, index, change, origin).await {
+        match one_of_many(world, ino, index, change, Some(&pass)).await {
             Ok(more) => blocks += more,
             Err(status) => return Err(status).into(),
         }
@@ -172,10 +184,14 @@ async fn one_of_many(
     ino: Ino,
     index: u64,
     change: ChunkChange<'_>,
-    origin: Option<Origin>,
+    pass: Option<&Pass<'_>>,
 ) -> Result<i64, Status> {
     let shard = chunk_shard(ino, index, world.config.map.shards());
+    let origin = pass.and_then(|pass| pass.origin);
     let record = |blocks| {
+        if pass.is_some_and(|pass| !pass.is_newest()) {
+            return Err(Refused::Busy);
+        }
         let before = origin.map(|origin| kept_blocks(world, shard, origin));
         Ok(data::written(origin, world, blocks, before))
     };
@@ -184,6 +200,48 @@ async fn one_of_many(
         Err(Failed::Errno(error)) => Err(Status::Errno(error)),
         // What is done so far is kept: sent again, the request goes on where it stopped.
         Err(Failed::Busy) => Err(Status::Busy),
+    }
+}
+
+/// The newest execution of every request that is changing many chunks here. A repetition overtakes a first execution that
+/// waits somewhere, for it finds less to do; the first one must not change then what was written in the meantime.
+#[derive(Debug, Default)]
+pub(crate) struct Passes {
+    begun: u64,
+    newest: BTreeMap<PassKey, u64>,
+}
+
+/// A client's request; or the node's own discard, of which an inode has one at a time: its cut or its end.
+type PassKey = (Ino, Option<Ticket>);
+
+/// One execution.
+struct Pass<'a> {
+    world: &'a World,
+    key: PassKey,
+    origin: Option<Origin>,
+    number: u64,
+}
+
+impl<'a> Pass<'a> {
+    fn begin(world: &'a World, ino: Ino, origin: Option<Origin>) -> Self {
+        let key = (ino, origin.map(|origin| (origin.session, origin.sequence)));
+        let mut passes = world.passes.borrow_mut();
+        passes.begun += 1;
+        let number = passes.begun;
+        passes.newest.insert(key, number);
+        Self { world, key, origin, number }
+    }
+
+    fn is_newest(&self) -> bool {
+        self.world.passes.borrow().newest.get(&self.key) == Some(&self.number)
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if self.is_newest() {
+            self.world.passes.borrow_mut().newest.remove(&self.key);
+        }
     }
 }
 
@@ -412,8 +470,10 @@ impl World {
 
 /// Between two tries to reach a node.
 const RETRY_MS: u64 = 500;
-/// Chunks of an allocation looked at in one go.
-const STEPS_PER_TURN: u64 = 4_096;
+/// Chunks changed in one turn.
+const CHUNKS_PER_TURN: u64 = 256;
+/// Indexes looked at in one turn by an allocation, of which those on other cores cost nearly nothing.
+const WORK_PER_TURN: u64 = 16 * CHUNKS_PER_TURN;
 
 #[cfg(test)]
 mod tests {

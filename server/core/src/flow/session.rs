@@ -31,7 +31,7 @@ pub(crate) fn greet(world: &Rc<World>, conn: Conn, hello: Hello) {
         }
         let verdict = match hello.peer {
             Peer::Node { .. } => {
-                fence_here(&task, hello.peer).await;
+                fence(&task, hello.peer).await;
                 Ok(())
             }
             Peer::Client { session, .. } => {
@@ -97,19 +97,20 @@ pub(crate) async fn fence_here(world: &Rc<World>, peer: Peer) {
     for &conn in &earlier {
         world.calls.close(conn);
     }
-    if let Peer::Client { session, endpoint } = peer {
-        let dropped = world.locks.borrow_mut().drop_waits(session, endpoint);
-        for ticket in dropped {
-            world.respond_after(Caller::Change(ticket), world.written(), errno(Errno::EINTR));
-        }
-        if !earlier.is_empty() {
-            let flushes = world.other_cores().map(|core| world.errand(core, Errand::Flush));
-            join_all(flushes).await;
-            let dropped = world.locks.borrow_mut().drop_waits(session, endpoint);
-            for ticket in dropped {
-                world.respond_after(Caller::Change(ticket), world.written(), errno(Errno::EINTR));
-            }
-        }
+    drop_waits(world, peer);
+    if !earlier.is_empty() {
+        let flushes = world.other_cores().map(|core| world.errand(core, Errand::Flush));
+        join_all(flushes).await;
+        drop_waits(world, peer);
+    }
+}
+
+/// Ends an endpoint's waits for locks: it asks for them again.
+fn drop_waits(world: &World, peer: Peer) {
+    let Peer::Client { session, endpoint } = peer else { return };
+    let dropped = world.locks.borrow_mut().drop_waits(session, endpoint);
+    for ticket in dropped {
+        world.respond_after(Caller::Change(ticket), world.written(), errno(Errno::EINTR));
     }
 }
 
@@ -240,6 +241,7 @@ pub(crate) fn tend(world: &Rc<World>) {
     }
     if world.hear_at.get() <= now {
         world.hear_at.set(now.after_ms(world.config.lease_ms / 8));
+        hear_paused(world);
         let heard = world.known.borrow_mut().take_heard();
         if !heard.is_empty() {
             let task = Rc::clone(world);
@@ -261,6 +263,22 @@ pub(crate) fn tend(world: &Rc<World>) {
             let all = task.other_cores().map(|core| task.errand(core, Errand::GraceOver));
             join_all(all).await;
         });
+    }
+}
+
+/// Who is not listened to is not silent: the sessions of paused connections count as heard.
+fn hear_paused(world: &World) {
+    let connections = world.connections.borrow();
+    if !connections.paused {
+        return;
+    }
+    let mut known = world.known.borrow_mut();
+    for conn in connections.clients() {
+        if let Some(Peer::Client { session, .. }) = connections.peer(conn)
+            && let Some(heard) = known.alive.get_mut(&session)
+        {
+            *heard = true;
+        }
     }
 }
 
