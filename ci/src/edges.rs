@@ -14,6 +14,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sealfs-ring", &["sealfs-proto", "sealfs-transport"]),
     ("sealfs-tcp", &["sealfs-proto", "sealfs-transport", "sealfs-ring"]),
     ("sealfs-rdma", &["sealfs-proto", "sealfs-transport", "sealfs-ring"]),
+    (
+        "sealfs-net",
+        &["sealfs-proto", "sealfs-transport", "sealfs-ring", "sealfs-tcp", "sealfs-rdma"],
+    ),
     ("sealfs-meta", &["sealfs-proto"]),
     ("sealfs-server-core", &["sealfs-proto", "sealfs-transport", "sealfs-meta"]),
     (
@@ -22,7 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealfs-proto",
             "sealfs-transport",
             "sealfs-ring",
-            "sealfs-tcp",
+            "sealfs-net",
             "sealfs-meta",
             "sealfs-server-core",
         ],
@@ -30,7 +34,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sealfs-client-core", &["sealfs-proto", "sealfs-transport"]),
     (
         "sealfs-client",
-        &["sealfs-proto", "sealfs-transport", "sealfs-ring", "sealfs-tcp", "sealfs-client-core"],
+        &["sealfs-proto", "sealfs-transport", "sealfs-ring", "sealfs-net", "sealfs-client-core"],
     ),
     (
         "sealfs",
@@ -38,7 +42,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealfs-proto",
             "sealfs-transport",
             "sealfs-ring",
-            "sealfs-tcp",
+            "sealfs-net",
             "sealfs-meta",
             "sealfs-server-core",
             "sealfs-server",

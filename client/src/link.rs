@@ -17,9 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealfs_client_core::Fs;
+use sealfs_net::{Choice, Net};
 use sealfs_proto::{Address, ClusterMap, Request, ShardId};
 use sealfs_ring::{Completion, Config, Owner, Pool, Ring};
-use sealfs_tcp::Tcp;
 use sealfs_transport::tasks::{Tasks, join_all};
 use sealfs_transport::{Ask, Calls, Identity, Instant, Key, Me, Options};
 
@@ -31,21 +31,37 @@ pub(crate) struct Link {
     pub(crate) pool: Pool,
     pub(crate) calls: Calls,
     pub(crate) tasks: Tasks,
-    tcp: Tcp,
+    net: Net,
+}
+
+/// How to reach nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// With which transports.
+    pub choice: Choice,
+    /// The RDMA device; `None`: whichever the route to a node goes through.
+    pub rdma_device: Option<String>,
 }
 
 impl Link {
     /// A link that has not connected yet. `timeout_ms`: how long its calls wait for a node, 0: for ever.
-    pub(crate) fn new(key: Key, timeout_ms: u64, pool_len: usize) -> Result<Self, MountError> {
+    pub(crate) fn new(
+        key: Key,
+        network: &Network,
+        timeout_ms: u64,
+        pool_len: usize,
+    ) -> Result<Self, MountError> {
         let failed = |error: io::Error| MountError(error.to_string());
         let ring = Ring::new(Config::default()).map_err(failed)?;
         let pool = Pool::new(pool_len).map_err(failed)?;
         let identity = Arc::new(Identity { key, serves: None });
-        let tcp = Tcp::new(&ring, sealfs_tcp::Config::new(identity));
+        let Network { choice, rdma_device } = network.clone();
+        let config = sealfs_net::Config { identity, choice, rdma_device };
+        let net = Net::new(&ring, &pool, config).map_err(|error| MountError(error.to_string()))?;
         let me = Me::Client { endpoint: 0, session_seed: random()? };
         let options = Options { timeout_ms, seed: random()?, ..Options::default() };
-        let calls = Calls::new(Box::new(tcp.clone()), me, options);
-        Ok(Self { ring, pool, calls, tasks: Tasks::new(), tcp })
+        let calls = Calls::new(Box::new(net.clone()), me, options);
+        Ok(Self { ring, pool, calls, tasks: Tasks::new(), net })
     }
 
     /// Gives `fs` its turn, and runs tasks and calls until nothing is ready; when they want to run again even if nothing
@@ -72,7 +88,8 @@ impl Link {
         let wait = deadline.map(|deadline| Duration::from_nanos(deadline.0.saturating_sub(now.0)));
         self.ring.enter(wait).map_err(|error| MountError(format!("io_uring: {error}")))?;
         while let Some(done) = self.ring.next() {
-            if done.owner == Owner::Tcp { self.tcp.complete(done) } else { other(done) }
+            let is_nets = matches!(done.owner, Owner::Tcp | Owner::Rdma);
+            if is_nets { self.net.complete(done) } else { other(done) }
         }
         Ok(())
     }
@@ -115,10 +132,11 @@ impl Link {
 /// Learns the map from whichever of the nodes at `addresses` answers.
 pub(crate) fn learn_map(
     key: &Key,
+    network: &Network,
     addresses: &[Address],
     timeout_ms: u64,
 ) -> Result<ClusterMap, MountError> {
-    let link = Link::new(key.clone(), timeout_ms, SMALL_POOL_LEN)?;
+    let link = Link::new(key.clone(), network, timeout_ms, SMALL_POOL_LEN)?;
     let (calls, addresses) = (link.calls.clone(), addresses.to_vec());
     let until = sealfs_ring::now().mono.after_ms(timeout_ms + GRACE_MS);
     let joined = link.block_on(until, None, async move { calls.join(addresses).await })?;

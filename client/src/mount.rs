@@ -27,7 +27,7 @@ use crate::fuse::{Files, Kernel, RETRY_MS, Session, Turn};
 use crate::key::read_key;
 use crate::link::{Link, learn_map};
 use crate::sys::Signals;
-use crate::{MountOptions, TransportChoice, point};
+use crate::{MountOptions, point};
 
 /// What to mount where.
 #[derive(Clone, Debug)]
@@ -153,9 +153,7 @@ fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Resul
     if let Some(processor) = config.pin {
         sealfs_ring::pin(processor).map_err(|error| MountError(error.to_string()))?;
     }
-    // Auto knows TCP only, so far.
-    let (TransportChoice::Auto | TransportChoice::Tcp) = config.options.transport;
-    let map = learn_map(key, &config.nodes, START_MS)?;
+    let map = learn_map(key, &config.options.network, &config.nodes, START_MS)?;
     let client = Client::connect(key.clone(), &map, &config.options)?;
     let device = point::attach(&config.mountpoint, &config.options)?;
     // Nobody hears it if `start` has gone, which then unmounts.
@@ -188,7 +186,7 @@ struct Client {
 impl Client {
     /// Connects, and has the root of the cluster answer.
     fn connect(key: Key, map: &ClusterMap, options: &MountOptions) -> Result<Self, MountError> {
-        let link = Link::new(key, options.timeout_ms, POOL_LEN)?;
+        let link = Link::new(key, &options.network, options.timeout_ms, POOL_LEN)?;
         link.calls.set_map(map);
         let arena = Rc::new(link.pool.clone());
         let fs = Fs::new(link.calls.clone(), link.tasks.spawner(), arena, map, Options::default());

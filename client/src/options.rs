@@ -8,16 +8,7 @@ use std::path::PathBuf;
 use sealfs_proto::limits;
 
 use crate::MountError;
-
-/// Which transport may be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TransportChoice {
-    /// The best that both ends have.
-    #[default]
-    Auto,
-    /// TCP and nothing else.
-    Tcp,
-}
+use crate::link::Network;
 
 /// How to mount; [`MountOptions::default`] is what `sealfs mount` does when told nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +25,8 @@ pub struct MountOptions {
     pub noatime: bool,
     /// Every user may enter (`allow_other`), not only the one who mounts. A mount by root always allows it.
     pub allow_other: bool,
-    /// `transport=`.
-    pub transport: TransportChoice,
+    /// `transport=` and `rdma_device=`.
+    pub network: Network,
     /// How long an operation waits for a node before EIO, milliseconds; 0: for ever (`timeout=` in seconds).
     pub timeout_ms: u64,
     /// File with the cluster's key (`key=`).
@@ -51,7 +42,7 @@ impl Default for MountOptions {
             noexec: false,
             noatime: false,
             allow_other: false,
-            transport: TransportChoice::Auto,
+            network: Network::default(),
             timeout_ms: limits::TIMEOUT_MS,
             key: None,
         }
@@ -84,13 +75,11 @@ impl MountOptions {
 
     fn apply_pair(&mut self, word: &str) -> Result<(), MountError> {
         match word.split_once('=') {
-            Some(("transport", "auto")) => self.transport = TransportChoice::Auto,
-            Some(("transport", "tcp")) => self.transport = TransportChoice::Tcp,
-            Some(("transport", other)) => {
-                return Err(MountError(format!(
-                    "mount option `transport={other}`: there is no such transport; use auto or tcp"
-                )));
+            Some(("transport", choice)) => {
+                let wrong = |error| MountError(format!("mount option `{word}`: {error}"));
+                self.network.choice = choice.parse().map_err(wrong)?;
             }
+            Some(("rdma_device", device)) => self.network.rdma_device = Some(device.to_owned()),
             Some(("timeout", seconds)) => self.timeout_ms = timeout_ms(seconds)?,
             Some(("key", "")) => {
                 return Err(MountError("mount option `key=` names no file".into()));
@@ -100,7 +89,7 @@ impl MountOptions {
             _ => {
                 return Err(MountError(format!(
                     "unknown mount option `{word}`; known are ro, rw, nodev, nosuid, noexec, noatime, allow_other, \
-                     transport=auto|tcp, timeout=SECONDS, key=FILE"
+                     transport=auto|tcp|rdma, rdma_device=DEVICE, timeout=SECONDS, key=FILE"
                 )));
             }
         }
@@ -152,6 +141,8 @@ fn is_for_mount(word: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use sealfs_net::Choice;
+
     use super::*;
 
     #[test]
@@ -163,7 +154,7 @@ mod tests {
             nosuid: true,
             timeout_ms: 5_000,
             key: Some("/etc/sealfs.key".into()),
-            transport: TransportChoice::Tcp,
+            network: Network { choice: Choice::Tcp, rdma_device: None },
             ..MountOptions::default()
         };
         assert_eq!(options, expected);

@@ -15,7 +15,7 @@ use sealfs_transport::{Answer, Arena, Ask, Bulk, CallError, Calls, Instant};
 
 use crate::MountError;
 use crate::key::read_key;
-use crate::link::{Link, learn_map};
+use crate::link::{Link, Network, learn_map};
 
 /// A node and how it was to reach.
 #[derive(Clone, Debug)]
@@ -53,13 +53,14 @@ pub const BULK_LEN: usize = 16 << 20;
 pub fn probe_nodes(
     addresses: &[Address],
     key: &Path,
+    network: &Network,
     timeout: Duration,
 ) -> Result<Vec<Probed>, MountError> {
     let key = read_key(key)?;
     // 0 would mean "for ever".
     let timeout_ms = (timeout.as_millis() as u64).max(1);
-    let map = learn_map(&key, addresses, timeout_ms)?;
-    let link = Link::new(key, timeout_ms, POOL_LEN)?;
+    let map = learn_map(&key, network, addresses, timeout_ms)?;
+    let link = Link::new(key, network, timeout_ms, POOL_LEN)?;
     link.calls.set_map(&map);
     let probed = map.nodes.iter().map(|node| probe(&link, node, timeout_ms)).collect();
     link.leave();

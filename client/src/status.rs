@@ -11,7 +11,7 @@ use sealfs_transport::{Answer, Ask, CallError};
 
 use crate::MountError;
 use crate::key::read_key;
-use crate::link::{Link, SMALL_POOL_LEN, learn_map};
+use crate::link::{Link, Network, SMALL_POOL_LEN, learn_map};
 
 /// A cluster as it answered.
 #[derive(Clone, Debug)]
@@ -40,13 +40,14 @@ pub struct Reached {
 pub fn cluster_status(
     addresses: &[Address],
     key: &Path,
+    network: &Network,
     timeout: Duration,
 ) -> Result<ClusterStatus, MountError> {
     let key = read_key(key)?;
     // 0 would mean "for ever".
     let timeout_ms = (timeout.as_millis() as u64).max(1);
-    let map = learn_map(&key, addresses, timeout_ms)?;
-    let link = Link::new(key, timeout_ms, SMALL_POOL_LEN)?;
+    let map = learn_map(&key, network, addresses, timeout_ms)?;
+    let link = Link::new(key, network, timeout_ms, SMALL_POOL_LEN)?;
     link.calls.set_map(&map);
     let ask = |node: &Node| link.calls.call(node.id, Ask::read(ShardId(0), Request::Status));
     let all = join_all(map.nodes.iter().map(ask).collect::<Vec<_>>());

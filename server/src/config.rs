@@ -8,8 +8,9 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use sealfs_net::Choice;
 use sealfs_proto::nodes::{self, NodeList};
-use sealfs_proto::{NodeId, limits};
+use sealfs_proto::{NodeId, TransportKind, limits};
 use sealfs_server_core::Durability;
 use sealfs_transport::Key;
 use serde::Deserialize;
@@ -29,8 +30,10 @@ pub struct Settings {
     pub id: Option<u16>,
     /// Processors to pin a thread to, one each: `0-3`, `0,2,4`. Default: up to four threads, not pinned.
     pub cores: Option<String>,
-    /// `tcp`, or `auto` for the best there is.
+    /// `tcp`, `rdma`, or `auto` (default) for both where there is RDMA.
     pub transport: Option<String>,
+    /// The RDMA device. Default: whichever the route to a peer goes through.
+    pub rdma_device: Option<String>,
     /// Path of the key file.
     pub key: Option<PathBuf>,
     /// `process` (default), `power` or `scratch`.
@@ -52,6 +55,12 @@ pub struct Config {
     pub data: PathBuf,
     /// Where to listen, `host:port`.
     pub listen: String,
+    /// Which transports it listens with, and reaches other nodes with.
+    pub transport: Choice,
+    /// The RDMA device; `None`: whichever the route goes through.
+    pub rdma_device: Option<String>,
+    /// Where to listen with RDMA, `host:port`.
+    pub rdma_listen: String,
     /// This node.
     pub id: NodeId,
     /// All nodes; `id` is one of them.
@@ -96,6 +105,7 @@ impl Settings {
             id: self.id.or(below.id),
             cores: self.cores.or(below.cores),
             transport: self.transport.or(below.transport),
+            rdma_device: self.rdma_device.or(below.rdma_device),
             key: self.key.or(below.key),
             durability: self.durability.or(below.durability),
             size: self.size.or(below.size),
@@ -112,7 +122,9 @@ impl Settings {
         let key = required(self.key, "key", "FILE, the key that the cluster's machines share")?;
         let nodes = read_nodes(&nodes)?;
         let (id, listen) = own_place(&nodes, self.id, self.listen)?;
-        check_transport(self.transport.as_deref())?;
+        let transport = self.transport.as_deref().unwrap_or("auto").parse::<Choice>();
+        let transport = transport.map_err(|error| ConfigError(error.to_string()))?;
+        let rdma_listen = rdma_listen(&nodes, id, &listen);
         let volume_len = self.size.map(|size| volume_len(&size)).transpose()?;
         let memory = self.memory.map_or(Ok(MEMORY), |memory| {
             let memory = nodes::bytes(&memory).and_then(|memory| usize::try_from(memory).ok());
@@ -128,6 +140,9 @@ impl Settings {
         Ok(Config {
             data,
             listen,
+            transport,
+            rdma_device: self.rdma_device,
+            rdma_listen,
             id,
             nodes,
             key: read_key(&key)?,
@@ -226,16 +241,12 @@ fn own_place(
     Ok((node.id, listen.unwrap_or_else(|| nodes::tcp_address(node).to_owned())))
 }
 
-fn check_transport(name: Option<&str>) -> Result<(), ConfigError> {
-    match name {
-        None | Some("tcp" | "auto") => Ok(()),
-        Some("rdma") => Err(ConfigError(
-            "transport rdma: this version speaks tcp only; use --transport tcp".into(),
-        )),
-        Some(name) => {
-            Err(ConfigError(format!("transport {name}: unknown; use --transport tcp (or auto)")))
-        }
-    }
+/// The list's RDMA address if it names one of its own, else where it listens with TCP.
+fn rdma_listen(list: &NodeList, id: NodeId, listen: &str) -> String {
+    let node = list.nodes.iter().find(|node| node.id == id);
+    let named = node.and_then(|node| node.address(TransportKind::Rdma));
+    let own = named.filter(|named| node.map(nodes::tcp_address) != Some(*named));
+    own.unwrap_or(listen).to_owned()
 }
 
 fn parse_durability(name: Option<&str>) -> Result<Durability, ConfigError> {
@@ -390,11 +401,7 @@ mod tests {
             (with(|s| s.listen = Some("c:1".into())), ["2@127.0.0.1:7002", "--id N"]),
             (with(|s| s.listen = None), ["id: not given", "--id N"]),
             (with(|s| s.id = Some(9)), ["id 9: no such node", "1@127.0.0.1:7001"]),
-            (
-                with(|s| s.transport = Some("rdma".into())),
-                ["transport rdma", "use --transport tcp"],
-            ),
-            (with(|s| s.transport = Some("x".into())), ["transport x", "use --transport tcp"]),
+            (with(|s| s.transport = Some("x".into())), ["transport x", "use rdma, tcp or auto"]),
             (with(|s| s.durability = Some("x".into())), ["durability x", "process, power"]),
             (with(|s| s.size = Some("1K".into())), ["size 1K", "at least 256M"]),
             (with(|s| s.memory = Some("x".into())), ["memory", "at least 16M"]),

@@ -2,14 +2,13 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
+use sealfs_net::Net;
 use sealfs_ring::{Owner, Pool, Ring, Wake, now, pin};
 use sealfs_server_core::{Config, Core, CoreId, Mail, Ports};
-use sealfs_tcp::Tcp;
-use sealfs_transport::{Arena, Identity, Instant};
+use sealfs_transport::{Arena, Instant};
 
 use crate::datadir::random_number;
 use crate::disk::RingDisk;
@@ -26,8 +25,10 @@ pub(crate) struct CoreThread {
     pub(crate) processor: Option<usize>,
     /// Bytes of buffers.
     pub(crate) memory: usize,
-    /// Who the node is in handshakes.
-    pub(crate) identity: Arc<Identity>,
+    /// Who the node is in handshakes, and over which transports.
+    pub(crate) network: sealfs_net::Config,
+    /// Where it listens with RDMA.
+    pub(crate) rdma_listen: String,
     /// Its files.
     pub(crate) files: CoreFiles,
     /// Its mail.
@@ -57,7 +58,7 @@ struct Loop {
     listens: SocketAddr,
     ring: Ring,
     disk: RingDisk,
-    tcp: Tcp,
+    net: Net,
     core: Core,
 }
 
@@ -110,17 +111,18 @@ impl CoreThread {
         let Ok(address) = address.recv() else { return Ok(None) };
 
         let disk = RingDisk::new(ring.clone(), id.0, store, &volume, segments)?;
+        let unable = |error: sealfs_net::NetError| StartError(error.to_string());
+        let net = Net::new(&ring, &pool, self.network).map_err(unable)?;
+        let listens = net.listen(&address.to_string(), &self.rdma_listen, true).map_err(unable)?;
         let arena: Rc<dyn Arena> = Rc::new(pool);
-        let tcp = Tcp::new(&ring, sealfs_tcp::Config::new(self.identity));
-        let listens = tcp.listen(&address.to_string(), true).map_err(failed)?;
         let ports = Ports {
-            transport: Box::new(tcp.clone()),
+            transport: Box::new(net.clone()),
             disk: Box::new(disk.clone()),
             mailbox: Box::new(Channels::new(self.boxes, wakes)),
             arena,
         };
         let core = recovery.finish(ports, now(), random_number()?);
-        Ok(Some(Loop { id, listens, ring, disk, tcp, core }))
+        Ok(Some(Loop { id, listens, ring, disk, net, core }))
     }
 }
 
@@ -173,8 +175,8 @@ impl Loop {
         while let Some(completion) = self.ring.next() {
             match completion.owner {
                 Owner::Disk => self.disk.on_completion(completion),
-                Owner::Tcp => self.tcp.complete(completion),
-                Owner::Rdma | Owner::Fuse => unreachable!("a node submits nothing for these"),
+                Owner::Tcp | Owner::Rdma => self.net.complete(completion),
+                Owner::Fuse => unreachable!("a node submits nothing for these"),
             }
         }
         Ok(())

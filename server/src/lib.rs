@@ -17,3 +17,4 @@ mod sys;
 
 pub use config::{Config, ConfigError, Settings};
 pub use run::{Fatal, Server, StartError, Stopper};
+pub use sealfs_net::Choice;

@@ -17,6 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use sealfs_net::Choice;
 use sealfs_proto::{ClusterMap, limits};
 use sealfs_ring::{Wake, bind_listener};
 use sealfs_server_core::{Config as CoreConfig, CoreId, Mail};
@@ -64,7 +65,7 @@ impl Server {
     /// Opens (or formats) the data directory, recovers it and starts the cores. Returns when the node is ready: recovered
     /// and listening on every core.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let address = probe(&config.listen)?;
+        let address = probe(&config.listen, config.transport != Choice::Rdma)?;
         let cores = u16::try_from(config.cores.len()).expect("Settings::resolve has checked them");
         let cluster = cluster_map(&config);
         let mut dir = DataDir::open(
@@ -92,14 +93,19 @@ impl Server {
         }
 
         let serves = Serves { node: config.id, map: Arc::clone(&map) };
-        let identity = Arc::new(Identity { key: config.key.clone(), serves: Some(serves) });
+        let network = sealfs_net::Config {
+            identity: Arc::new(Identity { key: config.key.clone(), serves: Some(serves) }),
+            choice: config.transport,
+            rdma_device: config.rdma_device.clone(),
+        };
         let mut start = Starting::new(cores);
         for (core, boxes) in (0..cores).zip(mailbox::boxes::<Mail>(cores, BOX_LEN)) {
             let thread = CoreThread {
                 config: core_config(core, cores),
                 processor: config.cores[usize::from(core)],
                 memory: config.memory,
-                identity: Arc::clone(&identity),
+                network: network.clone(),
+                rdma_listen: config.rdma_listen.clone(),
                 files: CoreFiles::of(&dir, core)?,
                 boxes,
             };
@@ -341,9 +347,9 @@ fn cluster_map(config: &Config) -> ClusterMap {
     list.map(list.cluster.unwrap_or_else(derived))
 }
 
-/// Looks the address up and tries it, so that a port in use is reported before anything is touched. Without SO_REUSEPORT: with
+/// Looks the address up and, `with_tcp`, tries it, so that a port in use is reported before anything is touched. Without SO_REUSEPORT: with
 /// it, a second node of the same user could share the port.
-fn probe(listen: &str) -> Result<SocketAddr, StartError> {
+fn probe(listen: &str, with_tcp: bool) -> Result<SocketAddr, StartError> {
     let address = listen
         .to_socket_addrs()
         .map_err(|error| {
@@ -351,6 +357,9 @@ fn probe(listen: &str) -> Result<SocketAddr, StartError> {
         })?
         .next()
         .ok_or_else(|| StartError(format!("cannot listen on {listen}: the name has no address")))?;
+    if !with_tcp {
+        return Ok(address);
+    }
     // The kernel lets go of a killed process's io_uring, and so of its sockets, a moment after the process is gone: a node
     // that is started again at once finds its own port still taken.
     let patience = Instant::now() + PORT_PATIENCE;

@@ -10,7 +10,7 @@ use sealfs_proto::{
     Address, Errno, Ino, New, NodeId, Reply, Request, ShardId, TransportKind, Who, limits, nodes,
 };
 use sealfs_ring::{Owner, Pool, Ring, now};
-use sealfs_server::{Config, Fatal, Server, StartError};
+use sealfs_server::{Choice, Config, Fatal, Server, StartError};
 use sealfs_server_core::Durability;
 use sealfs_tcp::Tcp;
 use sealfs_transport::{
@@ -24,6 +24,9 @@ fn config(data: &Path, cores: usize) -> Config {
     Config {
         data: data.to_owned(),
         listen: "127.0.0.1:0".into(),
+        transport: Choice::Tcp,
+        rdma_device: None,
+        rdma_listen: String::new(),
         id: NODE,
         nodes: nodes::parse("127.0.0.1:7000").unwrap(),
         key: Key::new(KEY),

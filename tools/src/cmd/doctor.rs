@@ -4,21 +4,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use sealfs_client::Choice;
+
 use crate::Failure;
 use crate::doctor::{Finding, Root, Verdict, machine, nodes, rdma};
 
 /// Checks this machine, and with NODES the way to each of them; says what to do. Exit status: 0 fine, 1 degraded, 2
-/// unusable.
+/// unusable. With `--transport rdma` RDMA must work; with `--transport tcp` it is not looked at.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Some or all nodes, to be probed: `HOST:PORT,...` or the nodes file.
     nodes: Option<String>,
-    /// Which transport is to be used: rdma must work then; tcp leaves RDMA out.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "tcp", "rdma"])]
-    transport: String,
-    /// Look at this RDMA device only.
-    #[arg(long, value_name = "DEVICE")]
-    rdma_device: Option<String>,
+    #[command(flatten)]
+    network: super::NetworkArgs,
     /// The cluster's key file; needed with NODES.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
@@ -46,15 +44,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
 
 fn findings(args: &Args) -> Result<Vec<Finding>, Failure> {
     let root = Root("/".into());
-    let wanted = args.transport == "rdma" || args.rdma_device.is_some();
-    let with_rdma = args.transport != "tcp" && (wanted || rdma::is_usable(&root));
+    let network = args.network.network()?;
+    let wanted = network.choice == Choice::Rdma || network.rdma_device.is_some();
+    let with_rdma = network.choice != Choice::Tcp && (wanted || rdma::is_usable(&root));
     let mut found = machine::findings(&root, if with_rdma { PINNED } else { 0 });
     if with_rdma {
-        let of_rdma = rdma::findings(&root, args.rdma_device.as_deref()).into_iter();
+        let of_rdma = rdma::findings(&root, network.rdma_device.as_deref()).into_iter();
         // TCP is there for whoever has not asked for RDMA.
         let bound = |finding: Finding| if wanted { finding } else { finding.at_most_degraded() };
         found.extend(of_rdma.map(bound));
-    } else if args.transport == "auto" {
+    } else if network.choice == Choice::Auto {
         found.push(Finding::fine("rdma", "no device with an active port: TCP is used"));
     }
     found.extend(args.listen.as_deref().map(machine::port));
@@ -63,7 +62,7 @@ fn findings(args: &Args) -> Result<Vec<Finding>, Failure> {
         let key = args.key.as_ref().ok_or("to probe NODES give their key: --key FILE")?;
         let addresses = super::mount::addresses(list)?;
         let timeout = Duration::from_secs(args.timeout);
-        match sealfs_client::probe_nodes(&addresses, key, timeout) {
+        match sealfs_client::probe_nodes(&addresses, key, &network, timeout) {
             Ok(probed) => found.extend(nodes::findings(&probed)),
             Err(error) => {
                 let next =

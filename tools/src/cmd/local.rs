@@ -227,7 +227,12 @@ fn mount(home: &Home, mountpoint: &Path) -> Result<(), Failure> {
 fn show(home: &Home) -> Result<(), Failure> {
     let nodes = home.nodes();
     let addresses = super::mount::addresses(&nodes.to_string_lossy())?;
-    let status = sealfs_client::cluster_status(&addresses, &home.key(), Duration::from_secs(5))?;
+    let status = sealfs_client::cluster_status(
+        &addresses,
+        &home.key(),
+        &sealfs_client::Network::default(),
+        Duration::from_secs(5),
+    )?;
     print!("{}", super::status::table(&status));
     Ok(())
 }

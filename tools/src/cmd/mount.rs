@@ -15,9 +15,12 @@ pub(crate) struct Args {
     nodes: String,
     /// An existing directory.
     mountpoint: PathBuf,
-    /// How to reach the nodes: tcp or auto.
-    #[arg(long)]
+    /// How to reach the nodes: tcp, rdma, or auto (the best that both ends have).
+    #[arg(long, value_name = "tcp|rdma|auto")]
     transport: Option<String>,
+    /// The RDMA device; else whichever the route to a node goes through.
+    #[arg(long, value_name = "DEVICE")]
+    rdma_device: Option<String>,
     /// The cluster's key file.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
@@ -43,9 +46,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     for list in &args.options {
         options.apply(list)?;
     }
-    for (name, value) in
-        [("transport", args.transport), ("timeout", args.timeout.map(|s| s.to_string()))]
-    {
+    for (name, value) in [
+        ("transport", args.transport),
+        ("rdma_device", args.rdma_device),
+        ("timeout", args.timeout.map(|s| s.to_string())),
+    ] {
         if let Some(value) = value {
             options.apply(&format!("{name}={value}"))?;
         }

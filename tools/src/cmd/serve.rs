@@ -28,9 +28,12 @@ pub(crate) struct Args {
     /// Processors to pin a thread to each: `0-3`, `0,2`.
     #[arg(long)]
     cores: Option<String>,
-    /// How peers reach this node.
-    #[arg(long, value_name = "tcp")]
+    /// How peers reach this node: tcp, rdma, or auto (both where there is RDMA).
+    #[arg(long, value_name = "tcp|rdma|auto")]
     transport: Option<String>,
+    /// The RDMA device; else whichever the route to a peer goes through.
+    #[arg(long, value_name = "DEVICE")]
+    rdma_device: Option<String>,
     /// File with the key that all nodes and clients share (`sealfs key` makes one).
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
@@ -63,6 +66,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         id: args.id,
         cores: args.cores,
         transport: args.transport,
+        rdma_device: args.rdma_device,
         key: args.key,
         durability: args.durability,
         size: args.size,

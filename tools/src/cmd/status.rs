@@ -15,6 +15,8 @@ pub(crate) struct Args {
     /// The cluster's key file.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
+    #[command(flatten)]
+    network: super::NetworkArgs,
     /// Seconds to wait for a node.
     #[arg(long, default_value_t = 5)]
     timeout: u64,
@@ -25,8 +27,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let nodes = super::mount::addresses(&args.nodes)?;
+    let timeout = Duration::from_secs(args.timeout);
     let status =
-        sealfs_client::cluster_status(&nodes, &args.key, Duration::from_secs(args.timeout))?;
+        sealfs_client::cluster_status(&nodes, &args.key, &args.network.network()?, timeout)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&json(&status))?);
     } else {
