@@ -253,6 +253,11 @@ impl Endpoint {
             }
             Err(why) => self.fail(slot, why),
         }
+        self.wake_starved();
+    }
+
+    /// Memory to copy through may have come back.
+    fn wake_starved(&mut self) {
         for slot in std::mem::take(&mut self.starved) {
             self.mark(slot);
         }
@@ -403,6 +408,7 @@ impl Endpoint {
         self.accepted -= usize::from(connection.is_accepted());
         self.half_open -= usize::from(connection.is_at_the_door());
         self.events.extend(connection.into_closed(why, loans));
+        self.wake_starved();
     }
 
     /// A region for a connection that is gone goes back with its end, if that was not told yet.

@@ -22,6 +22,7 @@ const READY_TRIES: u32 = 7;
 
 pub(super) struct Fabric {
     random: Random,
+    steps: u64,
     hosts: Vec<HostState>,
     links: BTreeMap<Link, End>,
     next_link: u32,
@@ -73,6 +74,8 @@ struct End {
 
 struct Posted {
     work: Work,
+    /// The step in which a read ends.
+    ends_in: Option<u64>,
     tries: u32,
     result: Option<Result<(), Fault>>,
 }
@@ -85,6 +88,7 @@ impl Fabric {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             random: Random::new(seed),
+            steps: 0,
             hosts: Vec::new(),
             links: BTreeMap::new(),
             next_link: 1,
@@ -328,7 +332,8 @@ impl Fabric {
         }
         let end = self.links.get_mut(&link).expect("it is there");
         assert!(end.connected, "work is posted to a connected link");
-        let posted = chain.into_iter().map(|work| Posted { work, tries: 0, result: None });
+        let posted =
+            chain.into_iter().map(|work| Posted { work, ends_in: None, tries: 0, result: None });
         end.queue.extend(posted);
     }
 
@@ -337,8 +342,9 @@ impl Fabric {
         for link in links {
             let end = &self.links[&link];
             let dead = end.peer.is_none_or(|peer| self.is_dead(peer));
-            if dead && !self.hosts[end.host].silent && !end.queue.is_empty() {
-                self.conclude(link, 0, Err(Fault::NoAcknowledgement));
+            let waiting = end.queue.iter().position(|posted| posted.result.is_none());
+            if let (true, false, Some(at)) = (dead, self.hosts[end.host].silent, waiting) {
+                self.conclude(link, at, Err(Fault::NoAcknowledgement));
                 self.report(link);
             }
         }
@@ -351,6 +357,7 @@ impl Fabric {
     /// Some rounds, each on a link of chance.
     pub(super) fn step(&mut self) -> bool {
         let mut moved = false;
+        self.steps += 1;
         for _ in 0..64 {
             let busy: Vec<Link> = self
                 .links
@@ -386,19 +393,26 @@ impl Fabric {
                 moved = true;
                 continue;
             }
-            match posted.work {
-                Work::Read { .. } if reading || self.random.one_in(2) => {
-                    reading = true;
-                    continue;
-                }
-                Work::Send { fenced: true, .. } if reading => break,
-                _ => {}
+            let is_fenced = matches!(posted.work, Work::Send { fenced: true, .. });
+            if matches!(posted.work, Work::Read { .. }) && (reading || !self.is_read(link, at)) {
+                reading = true;
+                continue;
+            }
+            if is_fenced && reading {
+                break;
             }
             let Some(result) = self.execute(link, at) else { break };
             self.conclude(link, at, result);
             moved = true;
         }
         moved
+    }
+
+    /// Whether the bytes of a read are there; it takes up to three steps.
+    fn is_read(&mut self, link: Link, at: usize) -> bool {
+        let (now, takes) = (self.steps, self.random.below(4));
+        let end = self.links.get_mut(&link).expect("it is there");
+        *end.queue[at].ends_in.get_or_insert(now + takes) <= now
     }
 
     /// What comes of one piece of work; `None`: not yet.
