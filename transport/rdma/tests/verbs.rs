@@ -5,17 +5,26 @@
 
 mod raw;
 
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use raw::RawLink;
-use sealfs_proto::{Address, TransportKind};
+use sealfs_proto::{
+    Address, ClusterId, ClusterMap, Epoch, Header, HeaderKind, Node, NodeId, SessionId,
+    TransportKind,
+};
 use sealfs_rdma::verbs::ibv::Ibv;
 use sealfs_rdma::{Config, Rdma};
 use sealfs_ring::{Pool, Ring};
 use sealfs_transport::suite::{self, End, Fixture, Raw};
-use sealfs_transport::{Identity, Instant, Transport};
+use sealfs_transport::{
+    Arena, Bulk, Conn, Event, Frame, Hello, Identity, Instant, Key, Peer, Serves, Transport,
+    payload_bytes_copied,
+};
 
 /// Endpoints that one thread drives in turn, each with its own ring.
 struct Machine {
@@ -27,6 +36,7 @@ struct Machine {
 struct Driven {
     rdma: Rdma,
     ring: Ring,
+    pool: Pool,
 }
 
 impl Driven {
@@ -34,9 +44,37 @@ impl Driven {
         let ring = Ring::new(sealfs_ring::Config::default()).unwrap();
         let device = std::env::var("SEALFS_RDMA_DEVICE").ok();
         let config = Config { device, ..Config::new(identity) };
-        let pool = Pool::new(0).unwrap();
+        let pool = Pool::new(16 << 20).unwrap();
         let rdma = Rdma::new(&ring, &pool, config).unwrap_or_else(|error| panic!("{error}"));
-        Self { rdma, ring }
+        Self { rdma, ring, pool }
+    }
+
+    /// Sleeps until something happens, and tells it.
+    fn turn(&mut self) -> Vec<Event> {
+        self.step(Duration::from_millis(20));
+        let now = sealfs_ring::now().mono;
+        let mut events = Vec::new();
+        while let Some(event) = self.rdma.poll(now) {
+            events.push(event);
+        }
+        self.rdma.flush(now);
+        events
+    }
+
+    fn connect(&mut self, to: &str) -> Conn {
+        let hello = Hello {
+            cluster: ClusterId::default(),
+            node: None,
+            peer: Peer::Client { session: SessionId(1), endpoint: 0 },
+            resume: false,
+            map: None,
+        };
+        self.rdma.connect(&address(to.to_owned()), hello)
+    }
+
+    fn send(&mut self, conn: Conn, kind: HeaderKind, token: u64, bulk: Bulk) {
+        let frame = Frame { header: Header::new(kind, token), body: Vec::new(), bulk };
+        self.rdma.send(conn, frame);
     }
 
     /// Whether something has completed.
@@ -155,4 +193,264 @@ over_verbs! {
     nobody_at_the_address_is_an_end_that_names_it
     a_replayed_handshake_is_refused
     garbage_ends_its_own_connection_only
+}
+
+const TURNS_MAX: usize = 3_000;
+
+fn identity(serves: bool) -> Arc<Identity> {
+    let map = ClusterMap {
+        cluster: ClusterId([3; 16]),
+        epoch: Epoch(1),
+        shards_log2: 12,
+        chunk_size: 1 << 20,
+        nodes: vec![Node { id: NodeId(7), weight: 1, addresses: vec![] }],
+    };
+    let serves = serves.then(|| Serves { node: NodeId(7), map: Arc::new(map) });
+    Arc::new(Identity { key: Key::new([9; 32]), serves })
+}
+
+/// A node that admits everybody, pulls what is offered, and answers with a mebibyte, or what it is asked for.
+fn serve(node: &mut Driven, events: Vec<Event>) -> usize {
+    let mut opened = 0;
+    for event in events {
+        match event {
+            Event::Proven { conn, .. } => node.rdma.admit(conn, Ok(())),
+            Event::Opened { .. } => opened += 1,
+            Event::Request { conn, header, .. } if header.kind == HeaderKind::RequestForBulk => {
+                let mut region = node.pool.take(header.bulk_len as usize).unwrap();
+                region.bytes_mut().fill(header.token as u8);
+                let bulk = Bulk::Send(vec![region.freeze()]);
+                node.send(conn, HeaderKind::Reply, header.token, bulk);
+            }
+            Event::Request { conn, header, .. } if header.bulk_len > 0 => {
+                let region = node.pool.take(header.bulk_len as usize).unwrap();
+                node.rdma.pull(conn, header.token, region);
+            }
+            Event::Request { conn, header, .. } => {
+                node.send(conn, HeaderKind::Reply, header.token, Bulk::None);
+            }
+            Event::Pulled { conn, token, region, len } => {
+                assert!(region.bytes()[..len as usize].iter().all(|&byte| byte == token as u8));
+                node.send(conn, HeaderKind::Reply, token, Bulk::None);
+            }
+            Event::Closed { .. } => {}
+            other @ Event::Reply { .. } => panic!("{other:?}"),
+        }
+    }
+    opened
+}
+
+/// Turns both until the client has an event that `wanted` takes.
+fn until<T>(
+    node: &mut Driven,
+    client: &mut Driven,
+    mut wanted: impl FnMut(&Event) -> Option<T>,
+) -> T {
+    for _ in 0..TURNS_MAX {
+        let events = node.turn();
+        serve(node, events);
+        node.rdma.flush(sealfs_ring::now().mono);
+        if let Some(found) = client.turn().iter().find_map(&mut wanted) {
+            return found;
+        }
+    }
+    panic!("waited in vain");
+}
+
+/// By RDMA WRITE and RDMA READ, from arena to arena; the counters say so.
+#[test]
+fn payload_between_arenas_is_not_copied() {
+    let Some(machine) = machine() else { return };
+    let (mut node, mut client) = (Driven::new(identity(true)), Driven::new(identity(false)));
+    let to = node.rdma.listen(&format!("{}:0", machine.host), false).unwrap().to_string();
+    let conn = client.connect(&to);
+    until(&mut node, &mut client, |event| matches!(event, Event::Opened { .. }).then_some(()));
+    let before = payload_bytes_copied();
+    let room = client.pool.take(1 << 20).unwrap();
+    client.send(conn, HeaderKind::RequestForBulk, 5, Bulk::Receive(room));
+    until(&mut node, &mut client, |event| match event {
+        Event::Reply { header, region: Some(region), .. } => {
+            assert_eq!(header.bulk_len, 1 << 20);
+            assert!(region.bytes().iter().all(|&byte| byte == 5));
+            Some(())
+        }
+        _ => None,
+    });
+    let mut region = client.pool.take(700_000).unwrap();
+    region.bytes_mut().fill(6);
+    client.send(conn, HeaderKind::Request, 6, Bulk::Send(vec![region.freeze()]));
+    until(&mut node, &mut client, |event| matches!(event, Event::Reply { .. }).then_some(()));
+    assert_eq!(payload_bytes_copied() - before, 0);
+    let stats = node.rdma.stats();
+    let counters = stats.connections[0].counters;
+    say(&format!("{}: {counters:?}", stats.connections[0].facts));
+    assert_eq!((counters.bytes_written, counters.bytes_read), (1 << 20, 700_000));
+    assert_eq!(stats.connections[0].facts.gid.1, "RoCE v2");
+}
+
+/// Each listens for itself, at one port; each gets some of the connections, and serves them.
+#[test]
+fn threads_of_a_node_share_a_port() {
+    let Some(machine) = machine() else { return };
+    let (stop, opened) = (AtomicBool::new(false), [AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let mut first = Driven::new(identity(true));
+    let to = first.rdma.listen(&format!("{}:0", machine.host), true).unwrap().to_string();
+    // It stays on this thread; the other one is made where it runs.
+    std::thread::scope(|scope| {
+        let (to_there, stop, there) = (to.clone(), &stop, &opened[1]);
+        scope.spawn(move || {
+            let mut second = Driven::new(identity(true));
+            second.rdma.listen(&to_there, true).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let events = second.turn();
+                there.fetch_add(serve(&mut second, events), Ordering::Relaxed);
+                second.rdma.flush(sealfs_ring::now().mono);
+            }
+        });
+        let mut client = Driven::new(identity(false));
+        let (mut asked, mut answered) = (0, 0);
+        for _ in 0..TURNS_MAX {
+            if asked < 8 {
+                client.connect(&to);
+                asked += 1;
+            }
+            let events = first.turn();
+            opened[0].fetch_add(serve(&mut first, events), Ordering::Relaxed);
+            first.rdma.flush(sealfs_ring::now().mono);
+            for event in client.turn() {
+                match event {
+                    Event::Opened { conn, .. } => {
+                        client.send(conn, HeaderKind::Request, 1, Bulk::None);
+                    }
+                    Event::Reply { .. } => answered += 1,
+                    other => panic!("{other:?}"),
+                }
+            }
+            if answered == 8 {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(answered, 8);
+    });
+    let opened = opened.map(AtomicUsize::into_inner);
+    assert!(opened[0] >= 2 && opened[1] >= 2, "connections of each thread: {opened:?}");
+}
+
+/// The client of the next test: tells that it is connected, with a request in flight, and waits for its end.
+#[test]
+#[ignore = "started by a_client_that_is_killed_is_noticed"]
+fn a_client_to_be_killed() {
+    let Ok(to) = std::env::var("SEALFS_RDMA_PEER") else { return };
+    let mut client = Driven::new(identity(false));
+    let conn = client.connect(&to);
+    loop {
+        for event in client.turn() {
+            if let Event::Opened { .. } = event {
+                let room = client.pool.take(1 << 20).unwrap();
+                client.send(conn, HeaderKind::RequestForBulk, 5, Bulk::Receive(room));
+                say("connected");
+            }
+        }
+    }
+}
+
+/// Its connection ends while the node writes to it, and the node goes on.
+#[test]
+fn a_client_that_is_killed_is_noticed() {
+    let Some(machine) = machine() else { return };
+    let mut node = Driven::new(identity(true));
+    let to = node.rdma.listen(&format!("{}:0", machine.host), false).unwrap().to_string();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture", "a_client_to_be_killed"])
+        .env("SEALFS_RDMA_PEER", &to)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut asked = None;
+    for _ in 0..TURNS_MAX {
+        for event in node.turn() {
+            match event {
+                Event::Request { conn, .. } => asked = Some(conn),
+                other => drop(serve(&mut node, vec![other])),
+            }
+        }
+        node.rdma.flush(sealfs_ring::now().mono);
+        if asked.is_some() {
+            break;
+        }
+    }
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line.contains("connected")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let region = node.pool.take(1 << 20).unwrap();
+    let bulk = Bulk::Send(vec![region.freeze()]);
+    node.send(asked.expect("it has asked"), HeaderKind::Reply, 5, bulk);
+    for _ in 0..TURNS_MAX {
+        if let Some(Event::Closed { why, .. }) =
+            node.turn().into_iter().find(|event| matches!(event, Event::Closed { .. }))
+        {
+            say(&format!("the node says: {why}"));
+            let mut client = Driven::new(identity(false));
+            let conn = client.connect(&to);
+            client.send(conn, HeaderKind::Request, 1, Bulk::None);
+            return until(&mut node, &mut client, |event| {
+                matches!(event, Event::Opened { .. }).then_some(())
+            });
+        }
+    }
+    panic!("the node does not notice");
+}
+
+/// `rdma link delete` under way, and `rdma link add`: connections end, the port is served again. As root; the device is that
+/// of `SEALFS_RDMA_DEVICE` on the interface of `SEALFS_RDMA_NETDEV`.
+#[test]
+#[ignore = "removes the machine's device; run by `cargo ci vm`"]
+fn a_device_that_vanishes_comes_back() {
+    let Some(machine) = machine() else { return };
+    let (device, interface) = (
+        std::env::var("SEALFS_RDMA_DEVICE").unwrap_or_else(|_| "rxe0".into()),
+        std::env::var("SEALFS_RDMA_NETDEV").unwrap_or_else(|_| "rx0".into()),
+    );
+    let rdma = |arguments: &[&str]| Command::new("rdma").args(arguments).spawn().unwrap();
+    let (mut node, mut client) = (Driven::new(identity(true)), Driven::new(identity(false)));
+    let to = node.rdma.listen(&format!("{}:0", machine.host), false).unwrap().to_string();
+    let conn = client.connect(&to);
+    until(&mut node, &mut client, |event| matches!(event, Event::Opened { .. }).then_some(()));
+    let room = client.pool.take(1 << 20).unwrap();
+    client.send(conn, HeaderKind::RequestForBulk, 5, Bulk::Receive(room));
+    // It waits until every user has let go, so it runs beside this.
+    let mut removal = rdma(&["link", "delete", &device]);
+    let why = until(&mut node, &mut client, |event| match event {
+        Event::Closed { why, .. } => Some(why.clone()),
+        _ => None,
+    });
+    say(&format!("the client says: {why}"));
+    for turn in 0.. {
+        assert!(turn < TURNS_MAX, "the device is never let go");
+        let events = node.turn();
+        serve(&mut node, events);
+        client.turn();
+        if removal.try_wait().unwrap().is_some() {
+            break;
+        }
+    }
+    let added = rdma(&["link", "add", &device, "type", "rxe", "netdev", &interface]).wait();
+    assert!(added.unwrap().success());
+    for _ in 0..TURNS_MAX {
+        client.connect(&to);
+        let is_open = until(&mut node, &mut client, |event| match event {
+            Event::Opened { .. } => Some(true),
+            Event::Closed { why, .. } => {
+                say(&format!("not yet: {why}"));
+                Some(false)
+            }
+            _ => None,
+        });
+        if is_open {
+            return;
+        }
+    }
+    panic!("the node is never reached again");
 }

@@ -176,6 +176,19 @@ impl Id {
         Ok(bound.unwrap_or(address))
     }
 
+    /// Another id, bound to this one's own address and so to its device.
+    pub(super) fn beside(&self, channel: &Arc<Channel>) -> Option<Self> {
+        // SAFETY: the id is alive; its source address is in a union with a sockaddr_storage.
+        let own = unsafe {
+            read_address((&raw const (*self.raw.as_ptr()).route.addr.src_addr_union).cast())
+        };
+        let id = Self::new(channel).ok()?;
+        let mut kernel = KernelAddress::new(SocketAddr::new(own?.ip(), 0));
+        // SAFETY: the id is alive, the address is a whole sockaddr_storage.
+        check(unsafe { rdma_bind_addr(id.raw.as_ptr(), kernel.as_ptr()) }).ok()?;
+        Some(id)
+    }
+
     pub(super) fn resolve(&self, address: SocketAddr, timeout_ms: i32) -> Result<(), io::Error> {
         let mut kernel = KernelAddress::new(address);
         // SAFETY: the id is alive, the address is a whole sockaddr_storage.

@@ -88,6 +88,8 @@ struct Open {
     messages: Vec<Pool>,
     /// Numbers of its descriptors: completions, events.
     numbers: [u64; 2],
+    /// Bound to the device, so that its removal is told even while there are no links.
+    watch: Option<Id>,
     /// Whether there may be events of the device.
     told: bool,
     /// It has gone; closed with its last link.
@@ -184,6 +186,7 @@ impl Ibv {
             queue_pairs: HashMap::new(),
             messages: Vec::new(),
             numbers,
+            watch: None,
             told: true,
             gone: false,
         }));
@@ -197,6 +200,9 @@ impl Ibv {
         let index = self.device(&name)?;
         let open = self.devices[index].as_mut().expect("it is open");
         open.add_window()?;
+        if open.watch.is_none() {
+            open.watch = self.links[&link].id.beside(&self.channel);
+        }
         let state = self.links.get_mut(&link).expect("it is there");
         let queue_pair = QueuePair::new(&open.device, link, &state.id, state.began)?;
         open.queue_pairs.insert(queue_pair.number(), link);
@@ -282,6 +288,7 @@ impl Ibv {
     fn lose_device(&mut self, index: usize, why: &str) {
         let Some(open) = self.devices[index].as_mut().filter(|open| !open.gone) else { return };
         open.gone = true;
+        open.watch = None;
         let name = open.device.borrow().name.clone();
         tracing::error!(device = name, "{why}; its connections are lost");
         for link in open.queue_pairs.values() {
@@ -306,13 +313,10 @@ impl Ibv {
         if event.kind == kinds::RDMA_CM_EVENT_CONNECT_REQUEST {
             return self.on_request(event);
         }
-        let Some(&link) = self.by_id.get(&event.key) else {
-            if event.kind == kinds::RDMA_CM_EVENT_DEVICE_REMOVAL {
-                let lost = self.listeners.iter_mut().find(|listener| listener.is(event.key));
-                lost.into_iter().for_each(Listener::lose);
-            }
-            return;
-        };
+        if event.kind == kinds::RDMA_CM_EVENT_DEVICE_REMOVAL {
+            return self.on_removal(event.key);
+        }
+        let Some(&link) = self.by_id.get(&event.key) else { return };
         let why = match event.kind {
             kinds::RDMA_CM_EVENT_ADDR_RESOLVED => {
                 let state = &self.links[&link];
@@ -354,10 +358,28 @@ impl Ibv {
             kinds::RDMA_CM_EVENT_CONNECT_ERROR => {
                 format!("the connection failed: {}", of_status(event.status))
             }
-            kinds::RDMA_CM_EVENT_DEVICE_REMOVAL => "its device was removed".into(),
             _ => return,
         };
         self.ready.push_back(Happening::Lost { link, why });
+    }
+
+    /// The device of an id is being removed, which waits until everything on it is closed.
+    fn on_removal(&mut self, key: usize) {
+        let lost = self.listeners.iter_mut().find(|listener| listener.is(key));
+        lost.into_iter().for_each(Listener::lose);
+        let link = self.by_id.get(&key).copied();
+        if let Some(link) = link {
+            let why = "its device was removed".into();
+            self.ready.push_back(Happening::Lost { link, why });
+        }
+        let of_link = link.and_then(|link| self.links[&link].device);
+        let watched = |open: &Option<Open>| {
+            let watch = open.as_ref().and_then(|open| open.watch.as_ref());
+            watch.is_some_and(|watch| watch.key() == key)
+        };
+        if let Some(index) = of_link.or_else(|| self.devices.iter().position(watched)) {
+            self.lose_device(index, "the device was removed");
+        }
     }
 
     /// The connecting end: the peer has accepted.
