@@ -283,6 +283,11 @@ fn prepare(path: &Path) -> Result<(), StartError> {
         Ok(_) => Err(StartError(format!(
             "data {shown}: is no directory and no block device; give --data one of these"
         ))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && names_device(path) => {
+            Err(StartError(format!(
+                "cannot open device {shown}: {error}; give --data a device that is there, as `lsblk` lists them"
+            )))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             fs::create_dir(path).map_err(|error| {
                 StartError(format!(
@@ -295,6 +300,11 @@ fn prepare(path: &Path) -> Result<(), StartError> {
             "cannot look at data directory {shown}: {error}; give --data a directory that you may write to"
         ))),
     }
+}
+
+/// A name that only a device would have: a directory there would be in memory, and gone with the next boot.
+fn names_device(path: &Path) -> bool {
+    path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }
 
 fn lock(path: &Path) -> Result<File, StartError> {
@@ -430,6 +440,8 @@ mod tests {
         fs::write(&file, "").unwrap();
         assert!(refusal(&file).contains("is no directory and no block device"));
         assert!(refusal(&temp.path().join("no/such/data")).contains("create the directory above"));
+        let device = Path::new("/dev/no-such-device");
+        assert!(refusal(device).contains("as `lsblk` lists them") && !device.exists());
         let store = Directory::open(&temp.path().join("data")).unwrap();
         let error = store.format(Some(1 << 60), 1).unwrap_err().to_string();
         assert!(error.contains("smaller --size"), "{error}");
