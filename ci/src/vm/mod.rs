@@ -26,7 +26,7 @@ use relay::{ENDS, Relay};
 use tree::{Tree, named};
 
 /// Integration tests that the guest gets: package and name. They lie in its `/tests`.
-const TESTS: &[(&str, &str)] = &[("sealfs-tests", "vm")];
+const TESTS: &[(&str, &str)] = &[("sealfs-rdma", "verbs"), ("sealfs-tests", "vm")];
 /// Public test suites, installed by ci/test.sh.
 const SUITES: &[&str] = &["pjdfstest", "fsx"];
 /// Chooses jobs by name, separated by commas, while one is worked on.
