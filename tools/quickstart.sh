@@ -12,6 +12,9 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 packages=()
 command -v fusermount3 >/dev/null || packages+=(fuse3)
 command -v cc >/dev/null || packages+=(gcc libc6-dev)
+# The RDMA bindings are made when they are built.
+command -v cmake >/dev/null || packages+=(cmake)
+ldconfig -p | grep -q libclang || compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || packages+=(libclang-dev)
 if [ ${#packages[@]} -gt 0 ]; then
     echo "installing ${packages[*]}"
     as_root apt-get -o DPkg::Lock::Timeout=300 -qq update
