@@ -41,9 +41,13 @@ struct Driven {
 
 impl Driven {
     fn new(identity: Arc<Identity>) -> Self {
+        Self::with(Config::new(identity))
+    }
+
+    fn with(config: Config) -> Self {
         let ring = Ring::new(sealfs_ring::Config::default()).unwrap();
         let device = std::env::var("SEALFS_RDMA_DEVICE").ok();
-        let config = Config { device, ..Config::new(identity) };
+        let config = Config { device, ..config };
         let pool = Pool::new(16 << 20).unwrap();
         let rdma = Rdma::new(&ring, &pool, config).unwrap_or_else(|error| panic!("{error}"));
         Self { rdma, ring, pool }
@@ -286,6 +290,29 @@ fn payload_between_arenas_is_not_copied() {
     say(&format!("{}: {counters:?}", stats.connections[0].facts));
     assert_eq!((counters.bytes_written, counters.bytes_read), (1 << 20, 700_000));
     assert_eq!(stats.connections[0].facts.gid.1, "RoCE v2");
+}
+
+/// A probe writes nothing, which the peer's device acknowledges by itself.
+#[test]
+fn a_peer_that_is_silent_and_alive_answers_probes() {
+    let Some(machine) = machine() else { return };
+    let config = Config { keepalive_ms: 100, ..Config::new(identity(true)) };
+    let (mut node, mut client) = (Driven::with(config), Driven::new(identity(false)));
+    let to = node.rdma.listen(&format!("{}:0", machine.host), false).unwrap().to_string();
+    let conn = client.connect(&to);
+    until(&mut node, &mut client, |event| matches!(event, Event::Opened { .. }).then_some(()));
+    let probes = |node: &Driven| node.rdma.stats().connections[0].counters.probes;
+    for _ in 0..TURNS_MAX {
+        let events = node.turn();
+        assert!(!events.iter().any(|event| matches!(event, Event::Closed { .. })), "{events:?}");
+        serve(&mut node, events);
+        if probes(&node) >= 5 {
+            break;
+        }
+    }
+    assert!(probes(&node) >= 5);
+    client.send(conn, HeaderKind::Request, 1, Bulk::None);
+    until(&mut node, &mut client, |event| matches!(event, Event::Reply { .. }).then_some(()));
 }
 
 /// Each listens for itself, at one port; each gets some of the connections, and serves them.
