@@ -204,7 +204,7 @@ impl Endpoint {
             Op::Connect { .. } => {
                 if connection.on_connected(result, &ring, &timeouts).is_err() {
                     let address = connection.address.clone();
-                    self.resolver.forget(&address);
+                    self.resolver.refresh(&address);
                 }
             }
             Op::Receive { region, .. } => connection.on_received(result, region, &ring),
