@@ -27,7 +27,7 @@ use crate::fuse::{Files, Kernel, RETRY_MS, Session, Turn};
 use crate::key::read_key;
 use crate::link::{Link, learn_map};
 use crate::sys::Signals;
-use crate::{MountOptions, point};
+use crate::{Consistency, MountOptions, point};
 
 /// What to mount where.
 #[derive(Clone, Debug)]
@@ -158,7 +158,7 @@ fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Resul
     let device = point::attach(&config.mountpoint, &config.options)?;
     // Nobody hears it if `start` has gone, which then unmounts.
     let _ = mounted.send(());
-    let served = client.serve(Kernel::new(device));
+    let served = client.serve(Kernel::new(device), config.options.consistency);
     match served {
         Ok(()) => client.finish(&config.options),
         Err(_) => abandon(client, &config.mountpoint),
@@ -189,7 +189,11 @@ impl Client {
         let link = Link::new(key, &options.network, options.timeout_ms, POOL_LEN)?;
         link.calls.set_map(map);
         let arena = Rc::new(link.pool.clone());
-        let fs = Fs::new(link.calls.clone(), link.tasks.spawner(), arena, map, Options::default());
+        let behaviour = match options.consistency {
+            Consistency::CloseToOpen => Options::default(),
+            Consistency::Strict => Options::strict(),
+        };
+        let fs = Fs::new(link.calls.clone(), link.tasks.spawner(), arena, map, behaviour);
         let client = Self { link, fs };
         let fs = client.fs.clone();
         let until = sealfs_ring::now().mono.after_ms(START_MS);
@@ -220,10 +224,10 @@ impl Client {
     }
 
     /// Answers the kernel until it ends the mount, and then what is in flight for a while.
-    fn serve(&self, kernel: Kernel) -> Result<(), MountError> {
+    fn serve(&self, kernel: Kernel, consistency: Consistency) -> Result<(), MountError> {
         let device = kernel.device().try_clone().map(sealfs_ring::File::new);
         let device = device.map_err(|error| MountError(format!("/dev/fuse: {error}")))?;
-        let files = Files::new(self.fs.clone(), kernel.clone());
+        let files = Files::new(self.fs.clone(), kernel.clone(), consistency);
         let mut session = Session::new(kernel, files, self.link.tasks.spawner());
         let (mut polled, mut ended) = (false, None);
         loop {

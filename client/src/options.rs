@@ -10,6 +10,16 @@ use sealfs_proto::limits;
 use crate::MountError;
 use crate::link::Network;
 
+/// When a client sees what another one has written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// When it opens the file after the other has closed it, and within a second without that.
+    #[default]
+    CloseToOpen,
+    /// At once: nothing is cached but what is mapped.
+    Strict,
+}
+
 /// How to mount; [`MountOptions::default`] is what `sealfs mount` does when told nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
@@ -27,6 +37,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// `transport=` and `rdma_device=`.
     pub network: Network,
+    /// `consistency=`.
+    pub consistency: Consistency,
     /// How long an operation waits for a node before EIO, milliseconds; 0: for ever (`timeout=` in seconds).
     pub timeout_ms: u64,
     /// File with the cluster's key (`key=`).
@@ -43,6 +55,7 @@ impl Default for MountOptions {
             noatime: false,
             allow_other: false,
             network: Network::default(),
+            consistency: Consistency::CloseToOpen,
             timeout_ms: limits::TIMEOUT_MS,
             key: None,
         }
@@ -80,6 +93,13 @@ impl MountOptions {
                 self.network.choice = choice.parse().map_err(wrong)?;
             }
             Some(("rdma_device", device)) => self.network.rdma_device = Some(device.to_owned()),
+            Some(("consistency", "close-to-open")) => self.consistency = Consistency::CloseToOpen,
+            Some(("consistency", "strict")) => self.consistency = Consistency::Strict,
+            Some(("consistency", other)) => {
+                return Err(MountError(format!(
+                    "mount option `consistency={other}`: there is no such consistency; use close-to-open or strict"
+                )));
+            }
             Some(("timeout", seconds)) => self.timeout_ms = timeout_ms(seconds)?,
             Some(("key", "")) => {
                 return Err(MountError("mount option `key=` names no file".into()));
@@ -89,7 +109,7 @@ impl MountOptions {
             _ => {
                 return Err(MountError(format!(
                     "unknown mount option `{word}`; known are ro, rw, nodev, nosuid, noexec, noatime, allow_other, \
-                     transport=auto|tcp|rdma, rdma_device=DEVICE, timeout=SECONDS, key=FILE"
+                     transport=auto|tcp|rdma, rdma_device=DEVICE, consistency=close-to-open|strict, timeout=SECONDS, key=FILE"
                 )));
             }
         }
@@ -148,13 +168,15 @@ mod tests {
     #[test]
     fn a_list_is_applied_from_left_to_right() {
         let mut options = MountOptions::default();
-        let list = "ro,defaults,_netdev,x-systemd.automount,nosuid,timeout=5,key=/etc/sealfs.key,transport=tcp,rw,";
+        let list = "ro,defaults,_netdev,x-systemd.automount,nosuid,timeout=5,key=/etc/sealfs.key,transport=tcp,rw,\
+                    consistency=close-to-open,consistency=strict,";
         options.apply(list).unwrap();
         let expected = MountOptions {
             nosuid: true,
             timeout_ms: 5_000,
             key: Some("/etc/sealfs.key".into()),
             network: Network { choice: Choice::Tcp, rdma_device: None },
+            consistency: Consistency::Strict,
             ..MountOptions::default()
         };
         assert_eq!(options, expected);
@@ -162,7 +184,8 @@ mod tests {
 
     #[test]
     fn an_unknown_word_is_refused_by_name() {
-        for word in ["raedonly", "timeout=soon", "timeout=-1", "transport=ib", "key=", "ro=1"] {
+        let words = ["raedonly", "timeout=soon", "timeout=-1", "transport=ib", "key=", "ro=1"];
+        for word in words.into_iter().chain(["consistency=some"]) {
             let error = MountOptions::default().apply(&format!("ro,{word}")).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }

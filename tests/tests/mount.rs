@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -101,6 +101,46 @@ fn close_to_open_and_what_another_client_sees_within_a_second() {
     }
     // A loaded machine may be late; the promise is about the protocol's timers.
     assert!(written.elapsed() < Duration::from_secs(5), "{:?}", written.elapsed());
+}
+
+#[test]
+fn with_strict_consistency_another_client_sees_everything_at_once() {
+    let mut cluster = Cluster::start(3);
+    let strict = ["--consistency", "strict"];
+    let (a, b) = (cluster.mount_with(&strict), cluster.mount_with(&["-o", "consistency=strict"]));
+    let open = |mount: &Path| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).open(mount.join("file")).unwrap()
+    };
+    let files = [open(&a), open(&b)];
+    let mut expected = Vec::new();
+    for round in 0..60_usize {
+        let (writer, reader) = (&files[round % 2], &files[1 - round % 2]);
+        // Now over what is there, now beyond it: in the first chunk and in others.
+        let offset = round * 7_919 * 13 % (expected.len() + 1) + round % 3 * 100_000;
+        let bytes = pattern(round as u64, 40_000 + round * 1_000);
+        expected.resize(expected.len().max(offset + bytes.len()), 0);
+        expected[offset..offset + bytes.len()].copy_from_slice(&bytes);
+        writer.write_all_at(&bytes, offset as u64).unwrap();
+        let (mine, theirs) = (writer.metadata().unwrap(), reader.metadata().unwrap());
+        assert_eq!(theirs.len(), expected.len() as u64, "round {round}");
+        assert_eq!((mine.mtime(), mine.mtime_nsec()), (theirs.mtime(), theirs.mtime_nsec()));
+        let mut found = vec![0; expected.len()];
+        reader.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == expected, "round {round}");
+    }
+    assert!(expected.len() > 2 << 20, "other chunks than the first are there");
+    for round in 0..20 {
+        let (name, mode) = (format!("n{round}"), 0o600 + round);
+        assert!(fs::metadata(b.join(&name)).is_err());
+        File::create(a.join(&name)).unwrap();
+        fs::set_permissions(b.join(&name), fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(fs::metadata(a.join(&name)).unwrap().mode() & 0o777, mode);
+        fs::rename(b.join(&name), b.join("moved")).unwrap();
+        assert!(fs::metadata(a.join(&name)).is_err() && fs::metadata(a.join("moved")).is_ok());
+        fs::remove_file(a.join("moved")).unwrap();
+        assert!(fs::metadata(b.join("moved")).is_err());
+    }
 }
 
 #[test]

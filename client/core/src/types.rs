@@ -108,15 +108,25 @@ pub enum Whence {
 /// How an `Fs` behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// A read trusts the size that it knows for so long, milliseconds; 0: every read asks (`--consistency strict`).
+    /// A read trusts the size that it knows for so long, milliseconds; 0: every read asks.
     pub size_age_ms: u64,
-    /// Size, times and blocks reach the inode's shard at least so often while dirty, milliseconds.
+    /// Size, times and blocks reach the inode's shard at least so often while dirty, milliseconds; 0: before the write is
+    /// answered.
     pub settle_ms: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self { size_age_ms: limits::CACHE_MS, settle_ms: limits::SETTLE_MS }
+    }
+}
+
+impl Options {
+    /// What one client writes the others read at once (`--consistency strict`). Cost: a round trip more for each read, and
+    /// for each write beyond a file's first chunk.
+    #[must_use]
+    pub const fn strict() -> Self {
+        Self { size_age_ms: 0, settle_ms: 0 }
     }
 }
 

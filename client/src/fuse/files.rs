@@ -8,6 +8,8 @@
 //!    O_DIRECT, where they can still be mapped.
 //! 3. Entries and attributes are believed for `limits::CACHE_MS`, names that are not there not at all.
 //!
+//! With [`Consistency::Strict`] every file bypasses the page cache, and entries and attributes are believed not at all.
+//!
 //! Inode numbers are the kernel's node ids, handles its file handles: nothing is looked up here, and FORGET has nothing to
 //! forget but rule 1's notes. A directory's handle remembers who opened it: that person's right to list is checked at
 //! the first entry, and no more behind it, as by a local file system.
@@ -33,6 +35,7 @@ use super::words::{
     PERMISSIONS, file_lock, lock, open_flags, rename_flag, set_attr, statfs, synchronous,
     write_flags, xattr_flag,
 };
+use crate::Consistency;
 
 /// An `Fs` as a session asks it.
 pub(crate) struct Files(Rc<Shared>);
@@ -40,6 +43,7 @@ pub(crate) struct Files(Rc<Shared>);
 struct Shared {
     fs: Fs,
     kernel: Kernel,
+    consistency: Consistency,
     agreed: Cell<Option<Agreed>>,
     groups: RefCell<GroupCache>,
     known: RefCell<HashMap<Ino, Known>>,
@@ -67,10 +71,11 @@ struct Directories {
 type Answered = Result<Reply, Errno>;
 
 impl Files {
-    pub(crate) fn new(fs: Fs, kernel: Kernel) -> Self {
+    pub(crate) fn new(fs: Fs, kernel: Kernel, consistency: Consistency) -> Self {
         Self(Rc::new(Shared {
             fs,
             kernel,
+            consistency,
             agreed: Cell::new(None),
             groups: RefCell::default(),
             known: RefCell::default(),
@@ -222,7 +227,7 @@ fn checked(shared: Rc<Shared>, who: Who, asked: &Asked<'_>) -> Work {
             let (attr, handle) = shared.fs.open(&who, ino, flags).await?;
             let attr = kill_after_truncate(&shared, &who, attr, handle, flags, args.open_flags);
             let out = shared.open_out(&attr.await, handle, args.flags);
-            Ok(Reply::open(None, handle, out))
+            Ok(Reply::open(Reply::default(), handle, out))
         }),
         Op::Create { args, name } => {
             let name = name.to_vec();
@@ -232,17 +237,17 @@ fn checked(shared: Rc<Shared>, who: Who, asked: &Asked<'_>) -> Work {
                 let fs = &shared.fs;
                 let made = fs.create(&who, ino, &name, mode, args.umask, flags, exclusive).await;
                 let (attr, handle) = made?;
-                shared.note(&attr);
+                let entry = shared.entry(&attr);
                 let out = shared.open_out(&attr, handle, args.flags);
-                Ok(Reply::open(Some(&attr), handle, out))
+                Ok(Reply::open(entry, handle, out))
             })
         }
         Op::Tmpfile(args) => work(async move {
             let (flags, mode) = (open_flags(args.flags), args.mode & PERMISSIONS);
             let (attr, handle) = shared.fs.tmpfile(&who, ino, mode, args.umask, flags).await?;
-            shared.note(&attr);
+            let entry = shared.entry(&attr);
             let out = shared.open_out(&attr, handle, args.flags);
-            Ok(Reply::open(Some(&attr), handle, out))
+            Ok(Reply::open(entry, handle, out))
         }),
         Op::Opendir => {
             let fh = shared.directories.borrow_mut().add(who);
@@ -295,7 +300,7 @@ fn directory(shared: Rc<Shared>, asked: &Asked<'_>) -> Work {
             let who = shared.directories.borrow().opener(args.fh, args.offset)?;
             let bytes = args.size.min(limits::LIST_LEN_MAX);
             let (entries, _) = shared.fs.list(&who, ino, args.offset, bytes, plus).await?;
-            let mut listing = Listing::new(args.size as usize, plus);
+            let mut listing = Listing::new(args.size as usize, plus, shared.valid_ms());
             let fitted = entries.iter().take_while(|entry| listing.push(entry)).count();
             if plus {
                 let told = entries[..fitted].iter().filter_map(|listed| listed.entry.attr.as_ref());
@@ -443,12 +448,20 @@ impl Shared {
     /// Tells the kernel of an inode that was found or made.
     fn entry(&self, attr: &Attr) -> Reply {
         self.note(attr);
-        Reply::entry(attr)
+        Reply::entry(attr, self.valid_ms())
     }
 
     fn attr(&self, attr: &Attr) -> Reply {
         self.note(attr);
-        Reply::attr(attr)
+        Reply::attr(attr, self.valid_ms())
+    }
+
+    /// How long the kernel may believe entries and attributes.
+    fn valid_ms(&self) -> u64 {
+        match self.consistency {
+            Consistency::CloseToOpen => limits::CACHE_MS,
+            Consistency::Strict => 0,
+        }
     }
 
     /// Replies leave in the order in which they are noted, and the kernel drops attributes that were asked for earlier than
@@ -486,6 +499,8 @@ impl Shared {
             abi::FOPEN_DIRECT_IO
         } else if direct && mappable {
             abi::FOPEN_DIRECT_IO | abi::FOPEN_PARALLEL_DIRECT_WRITES
+        } else if self.consistency == Consistency::Strict {
+            abi::FOPEN_DIRECT_IO
         } else if unchanged {
             abi::FOPEN_KEEP_CACHE
         } else {

@@ -34,6 +34,9 @@ struct Null {
     began: mpsc::Sender<()>,
 }
 
+/// How long the kernel may believe what it is told here.
+const VALID_MS: u64 = 500;
+
 fn attr(ino: u64) -> Attr {
     let directory = ino == 1;
     Attr {
@@ -59,18 +62,22 @@ fn attr(ino: u64) -> Attr {
 impl Null {
     fn now(&self, asked: Asked<'_>) -> Reply {
         match asked.op {
-            Op::Lookup { name: b"f" } => Reply::entry(&attr(2)),
-            Op::Lookup { name: b"stuck" } => Reply::entry(&attr(3)),
+            Op::Lookup { name: b"f" } => Reply::entry(&attr(2), VALID_MS),
+            Op::Lookup { name: b"stuck" } => Reply::entry(&attr(3), VALID_MS),
             Op::Lookup { .. } => Reply::error(Errno::ENOENT),
-            Op::Getattr | Op::Setattr(_) => Reply::attr(&attr(asked.header.nodeid)),
+            Op::Getattr | Op::Setattr(_) => Reply::attr(&attr(asked.header.nodeid), VALID_MS),
             Op::Open(args) => {
                 let direct = args.flags & libc::O_DIRECT as u32 != 0;
                 let open_flags = if direct { abi::FOPEN_DIRECT_IO } else { 0 };
-                Reply::open(None, Handle(9), abi::OpenOut { fh: 9, open_flags, padding: 0 })
+                Reply::open(
+                    Reply::default(),
+                    Handle(9),
+                    abi::OpenOut { fh: 9, open_flags, padding: 0 },
+                )
             }
             Op::Opendir => Reply::of(&abi::OpenOut::default()),
             Op::Readdir { args, plus } => {
-                let mut listing = Listing::new(args.size as usize, plus);
+                let mut listing = Listing::new(args.size as usize, plus, VALID_MS);
                 for (cookie, name) in [(1, "."), (2, ".."), (3, "f")] {
                     if cookie > args.offset {
                         let ino = if name == "f" { 2 } else { 1 };

@@ -54,19 +54,19 @@ impl Reply {
         Self { data, ..Self::default() }
     }
 
-    /// An inode that was found or made.
-    pub(crate) fn entry(attr: &Attr) -> Self {
-        Self::of(&entry(attr))
+    /// An inode that was found or made; the kernel believes it for `valid_ms`.
+    pub(crate) fn entry(attr: &Attr, valid_ms: u64) -> Self {
+        Self::of(&entry(attr, valid_ms))
     }
 
-    pub(crate) fn attr(attr: &Attr) -> Self {
-        let (attr_valid, attr_valid_nsec) = VALID;
+    pub(crate) fn attr(attr: &Attr, valid_ms: u64) -> Self {
+        let (attr_valid, attr_valid_nsec) = valid(valid_ms);
         Self::of(&abi::AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: attributes(attr) })
     }
 
-    /// An open, behind the entry if it is a new file's.
-    pub(crate) fn open(entry: Option<&Attr>, handle: Handle, out: abi::OpenOut) -> Self {
-        let mut reply = entry.map(Self::entry).unwrap_or_default();
+    /// An open, behind the `entry` if it is a new file's.
+    pub(crate) fn open(entry: Self, handle: Handle, out: abi::OpenOut) -> Self {
+        let mut reply = entry;
         reply.body.extend_from_slice(out.as_bytes());
         reply.gives = Some(Given::Open(handle));
         reply
@@ -96,12 +96,13 @@ pub(crate) struct Listing {
     bytes: Vec<u8>,
     room: usize,
     plus: bool,
+    valid_ms: u64,
 }
 
 impl Listing {
-    /// At most `room` bytes; `plus`: with attributes.
-    pub(crate) fn new(room: usize, plus: bool) -> Self {
-        Self { bytes: Vec::with_capacity(room), room, plus }
+    /// At most `room` bytes; `plus`: with attributes, which the kernel believes for `valid_ms`.
+    pub(crate) fn new(room: usize, plus: bool, valid_ms: u64) -> Self {
+        Self { bytes: Vec::with_capacity(room), room, plus, valid_ms }
     }
 
     /// Adds an entry if it fits. With attributes the kernel also gets the inode to know, except of "." and "..", which
@@ -116,7 +117,7 @@ impl Listing {
         let end = self.bytes.len() + len;
         if self.plus {
             let known = listed.entry.attr.as_ref().filter(|_| !is_dot(&listed.name));
-            let entry = known.map(entry).unwrap_or_default();
+            let entry = known.map(|attr| entry(attr, self.valid_ms)).unwrap_or_default();
             self.bytes.extend_from_slice(entry.as_bytes());
         }
         let dirent = abi::Dirent {
@@ -140,9 +141,14 @@ fn is_dot(name: &[u8]) -> bool {
     name == b"." || name == b".."
 }
 
+/// Seconds and nanoseconds.
+const fn valid(ms: u64) -> (u64, u32) {
+    (ms / 1_000, (ms % 1_000) as u32 * 1_000_000)
+}
+
 /// Inode numbers are never used twice, so that the generation beside them is always 0.
-fn entry(attr: &Attr) -> abi::EntryOut {
-    let (valid, nsec) = VALID;
+fn entry(attr: &Attr, valid_ms: u64) -> abi::EntryOut {
+    let (valid, nsec) = valid(valid_ms);
     abi::EntryOut {
         nodeid: attr.ino.0,
         generation: 0,
@@ -175,8 +181,6 @@ fn attributes(attr: &Attr) -> abi::Attr {
     }
 }
 
-/// How long the kernel may believe attributes and entries: seconds and nanoseconds.
-const VALID: (u64, u32) = (limits::CACHE_MS / 1_000, (limits::CACHE_MS % 1_000) as u32 * 1_000_000);
 /// st_blksize at most: programs take it as the size of their buffers. There is no write-back cache, so that every write(2) is
 /// a round trip, and 256 KiB make that cheap; a whole chunk would make every stdio stream allocate 1 MiB.
 const BLKSIZE_MAX: u32 = 256 * 1024;
@@ -238,16 +242,16 @@ mod tests {
 
     #[test]
     fn attributes_keep_their_bits() {
-        let reply = wire(&Reply::attr(&sample(7)));
+        let reply = wire(&Reply::attr(&sample(7), 1_500));
         let out = abi::AttrOut::read_from_bytes(&reply[16..]).unwrap();
-        assert_eq!((out.attr_valid, out.attr_valid_nsec), (0, 500_000_000));
+        assert_eq!((out.attr_valid, out.attr_valid_nsec), (1, 500_000_000));
         assert_eq!((out.attr.mode, out.attr.blksize), (0o041_755, 256 * 1024));
         assert_eq!((out.attr.atime as i64, out.attr.atimensec), (-1, 5));
     }
 
     #[test]
     fn a_listing_holds_what_fits_and_pads_names() {
-        let mut listing = Listing::new(72, false);
+        let mut listing = Listing::new(72, false, 0);
         assert!(listing.push(&listed(b".", 1)));
         assert!(listing.push(&listed(b"eight888", 2)));
         assert!(!listing.push(&listed(b"x", 3)), "32 + 32 + 32 bytes are more than 72");
@@ -261,7 +265,7 @@ mod tests {
     #[test]
     fn the_kernel_is_not_given_dots_to_know() {
         for (name, nodeid) in [(&b"."[..], 0), (b"..", 0), (b"...", 7)] {
-            let mut listing = Listing::new(4_096, true);
+            let mut listing = Listing::new(4_096, true, 0);
             assert!(listing.push(&listed(name, 1)));
             let bytes = wire(&listing.finish());
             let (entry, _) = abi::EntryOut::read_from_prefix(&bytes[16..]).unwrap();

@@ -506,7 +506,7 @@ mod tests {
         world.turn();
         assert_eq!(world.replies(), [(2, 4)]);
         assert!(!world.session.is_watching());
-        world.answer(2, Reply::open(None, Handle(9), OpenOut::default()));
+        world.answer(2, Reply::open(Reply::default(), Handle(9), OpenOut::default()));
         assert!(world.replies().is_empty());
         assert_eq!(*world.script.0.given_back.borrow(), [Given::Open(Handle(9))]);
     }

@@ -24,10 +24,14 @@ pub(crate) struct Args {
     /// The cluster's key file.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// When others' writes are seen: close-to-open (the default; within a second without reopening) or strict (at once,
+    /// with nothing cached but what is mapped; for all mounts that share files).
+    #[arg(long)]
+    consistency: Option<String>,
     /// Seconds that an operation waits for a node before it fails with EIO; 0: for ever.
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// Mount options, as in fstab: ro, nodev, nosuid, noexec, allow_other, key=FILE, ...
+    /// Mount options, as in fstab: ro, nodev, nosuid, noexec, allow_other, key=FILE, consistency=strict, ...
     #[arg(short, value_name = "LIST")]
     options: Vec<String>,
     /// Stay in the foreground.
@@ -49,6 +53,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     for (name, value) in [
         ("transport", args.transport),
         ("rdma_device", args.rdma_device),
+        ("consistency", args.consistency),
         ("timeout", args.timeout.map(|s| s.to_string())),
     ] {
         if let Some(value) = value {

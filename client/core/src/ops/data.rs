@@ -198,6 +198,9 @@ impl Fs {
         if unsettled {
             let size = if written > 0 { offset + written as u64 } else { 0 };
             self.wrote(file, Dirty { generation, size, blocks, wrote: true });
+            if self.options().settle_ms == 0 {
+                self.settle(file).await?;
+            }
         }
         Ok(Written { len: written, failed })
     }

@@ -1,7 +1,8 @@
 //! Telling the shards what writes did, and making it durable.
 //!
 //! 1. One settlement of a file is under way at a time; what is written meanwhile waits for the next.
-//! 2. A dirty file is settled within `Options::settle_ms` of the write that made it dirty.
+//! 2. A dirty file is settled within `Options::settle_ms` of the write that made it dirty; if that is 0, before the write
+//!    is answered.
 //! 3. fsync covers every write that was answered before it began.
 
 use std::collections::BTreeSet;

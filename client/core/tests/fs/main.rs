@@ -456,6 +456,16 @@ fn what_another_client_appended_is_seen_after_a_moment_or_at_the_end() {
 }
 
 #[test]
+fn with_strict_consistency_the_shard_knows_a_write_before_the_program_does() {
+    for (options, known) in [(Options::default(), 0), (Options::strict(), 3 << 20)] {
+        let mut world = World::with(3, options, 1 << 20);
+        let (attr, handle) = world.create("a");
+        world.write(handle, (3 << 20) - 4, b"news").unwrap();
+        assert_eq!(world.net.borrow().model.inodes[&attr.ino].attr.size, known);
+    }
+}
+
+#[test]
 fn reads_wait_for_regions_and_all_end() {
     let mut world = World::with(3, Options::default(), 3 * CHUNK_LEN);
     let (_, handle) = world.create("a");
