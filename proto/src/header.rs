@@ -67,7 +67,7 @@ pub enum Status {
     Errno(Errno),
     /// Not now: ask again after a moment (a key is held, a queue is full).
     Busy,
-    /// The map is older or newer than the node's: refresh it.
+    /// The node does not hold the shard: ask again with a newer map.
     StaleMap,
     /// The node has no such session any more (its lease ended).
     NoSession,

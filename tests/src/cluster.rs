@@ -81,9 +81,6 @@ impl Cluster {
         let addresses: Vec<String> =
             ports.iter().map(|port| port.local_addr().expect("it is bound").to_string()).collect();
         drop(ports);
-        let lines: Vec<String> =
-            (1..).zip(&addresses).map(|(id, address)| format!("{id}@{address}\n")).collect();
-        fs::write(dir.path().join("nodes"), lines.concat()).expect("the nodes file is written");
         run(Command::new(binary()).arg("key").arg(dir.path().join("key")));
         let mut cluster = Self {
             dir,
@@ -92,6 +89,7 @@ impl Cluster {
             mounts: Vec::new(),
             extra: extra.iter().map(ToString::to_string).collect(),
         };
+        cluster.write_nodes();
         (0..count).for_each(|at| cluster.start_node(at));
         cluster
     }
@@ -124,6 +122,20 @@ impl Cluster {
     #[must_use]
     pub fn data(&self, at: usize) -> PathBuf {
         self.dir.path().join(format!("n{}", at + 1))
+    }
+
+    /// Gives the node at `at`, which does not run, another address, and says so in the nodes file.
+    pub fn move_node(&mut self, at: usize) {
+        assert!(self.nodes[at].is_none(), "node {} runs", at + 1);
+        let port = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        self.addresses[at] = port.local_addr().expect("it is bound").to_string();
+        self.write_nodes();
+    }
+
+    fn write_nodes(&self) {
+        let lines = (1..).zip(&self.addresses).map(|(id, address)| format!("{id}@{address}\n"));
+        let lines: Vec<String> = lines.collect();
+        fs::write(self.nodes_file(), lines.concat()).expect("the nodes file is written");
     }
 
     /// Starts the node at `at` and waits until it is ready.

@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,23 +32,15 @@ fn a_file_survives_the_death_of_every_node() {
     assert_eq!(fs::metadata(again.join("a/b/c/file")).unwrap().len(), content.len() as u64);
 }
 
-#[test]
-fn everything_acknowledged_survives_kill_9_under_load() {
-    let mut cluster = Cluster::start(3);
-    let mount = cluster.mount();
-    let mut writers = Command::new(env!("CARGO_BIN_EXE_writers"))
-        .arg(&mount)
-        .arg("4")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    for round in 0..6 {
-        thread::sleep(Duration::from_millis(700));
-        let at = round % 3;
-        cluster.kill_node(at);
-        cluster.start_node(at);
-    }
+/// Programs that write to `mount` until [`end_writers`], in a process of their own.
+fn start_writers(mount: &Path) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_writers"));
+    command.arg(mount).arg("4").stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// Ends the writers, of which no operation may have failed, and checks what they wrote at a mount of its own.
+fn end_writers(mut writers: Child, cluster: &mut Cluster) {
     drop(writers.stdin.take());
     let output = writers.wait_with_output().unwrap();
     assert!(output.status.success(), "a writer has failed");
@@ -71,6 +63,41 @@ fn everything_acknowledged_survives_kill_9_under_load() {
             assert!(read == named_content(name), "content of {writer}/{name}");
         }
     }
+}
+
+#[test]
+fn everything_acknowledged_survives_kill_9_under_load() {
+    let mut cluster = Cluster::start(3);
+    let writers = start_writers(&cluster.mount());
+    for round in 0..6 {
+        thread::sleep(Duration::from_millis(700));
+        let at = round % 3;
+        cluster.kill_node(at);
+        cluster.start_node(at);
+    }
+    end_writers(writers, &mut cluster);
+}
+
+#[test]
+fn a_node_moves_to_another_address_and_nothing_fails() {
+    let mut cluster = Cluster::start(3);
+    let mount = cluster.mount();
+    let writers = start_writers(&mount);
+    thread::sleep(Duration::from_millis(500));
+    cluster.kill_node(1);
+    cluster.move_node(1);
+    cluster.start_node(1);
+    for at in [0, 2] {
+        thread::sleep(Duration::from_millis(500));
+        assert!(cluster.stop_node(at));
+        cluster.start_node(at);
+    }
+    thread::sleep(Duration::from_millis(500));
+    let status = cluster.status();
+    assert_eq!(status["epoch"], 2, "{status}");
+    end_writers(writers, &mut cluster);
+    // Nodes reach each other, too: directories are made on all of them.
+    (0..30).for_each(|number| fs::create_dir(mount.join(format!("d{number}"))).unwrap());
 }
 
 #[test]
@@ -501,7 +528,7 @@ fn a_program_that_waits_for_a_lock_or_a_dead_node_can_be_ended() {
     let mount = cluster.mount();
     let lock = File::create(mount.join("lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let end = |mut program: std::process::Child, signal| {
+    let end = |mut program: Child, signal| {
         // It may not have begun to wait; then the signal ends it all the same.
         thread::sleep(Duration::from_millis(300));
         assert!(program.try_wait().unwrap().is_none(), "it waits");

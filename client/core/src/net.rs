@@ -102,7 +102,6 @@ pub(crate) fn errno(error: &CallError) -> Errno {
         | CallError::SessionEnded { .. }
         | CallError::Refused { .. }
         | CallError::Unknown { .. }
-        | CallError::StaleMap { .. }
         | CallError::Answered { .. }
         | CallError::Corrupt { .. }
         | CallError::NotJoined(_) => {
@@ -143,7 +142,6 @@ mod tests {
             (CallError::SessionEnded { node }, Errno::EIO),
             (CallError::Refused { node, cause: cause.clone() }, Errno::EIO),
             (CallError::Unknown { node }, Errno::EIO),
-            (CallError::StaleMap { node }, Errno::EIO),
             (CallError::Answered { node }, Errno::EIO),
             (CallError::Corrupt { node, cause: cause.clone() }, Errno::EIO),
             (CallError::NotJoined(cause), Errno::EIO),

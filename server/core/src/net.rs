@@ -1,4 +1,4 @@
-//! From the endpoint's events to requests: decoding, the session's and the map's check, and the pull of bulk.
+//! From the endpoint's events to requests: decoding, the session's check, and the pull of bulk.
 //!
 //! 1. Bytes that are no request end their connection and nothing else.
 //! 2. A request with bulk is served when the bulk is here. While memory is short, pulls wait in the order of their
@@ -51,8 +51,8 @@ fn request(world: &Rc<World>, conn: Conn, header: Header, body: &[u8]) {
         world.in_service.set(world.in_service.get() + 1);
     }
     let caller = Caller::Peer { conn, token: header.token, waits };
-    if let Some(status) = refusal(world, peer, &header, &request) {
-        return world.respond_after(caller, world.written(), Err(status).into());
+    if !has_session(world, peer) {
+        return world.respond_after(caller, world.written(), Err(Status::NoSession).into());
     }
     if let Request::Read { length, .. } | Request::Probe { length } = request
         && length > 0
@@ -75,18 +75,16 @@ fn request(world: &Rc<World>, conn: Conn, header: Header, body: &[u8]) {
     serve::route(world, Job { caller, order });
 }
 
-/// Why a request is not looked at.
-fn refusal(world: &World, peer: Peer, header: &Header, request: &Request) -> Option<Status> {
-    if let Peer::Client { session, .. } = peer {
-        match world.known.borrow_mut().alive.get_mut(&session) {
-            Some(heard) => *heard = true,
-            None => return Some(Status::NoSession),
+/// Whether the peer may ask: a node, or a client whose session lives, which is noted as heard of.
+fn has_session(world: &World, peer: Peer) -> bool {
+    let Peer::Client { session, .. } = peer else { return true };
+    match world.known.borrow_mut().alive.get_mut(&session) {
+        Some(heard) => {
+            *heard = true;
+            true
         }
+        None => false,
     }
-    // Requests of the node itself need no map: they tell a client with an old one what is the matter.
-    let of_node =
-        matches!(request, Request::Status | Request::Ping | Request::Leave | Request::Probe { .. });
-    (header.epoch != world.config.map.epoch && !of_node).then_some(Status::StaleMap)
 }
 
 fn order(peer: Peer, header: &Header, request: Request, bulk: Option<Slice>) -> Order {

@@ -448,7 +448,6 @@ impl World {
         let reply = match self.calls.call(node, Ask::read(shard, request)).await {
             Ok(answer) => Ok(answer.reply),
             Err(CallError::Errno(errno)) => Err(Status::Errno(errno)),
-            Err(CallError::StaleMap { .. }) => Err(Status::StaleMap),
             Err(error) => {
                 tracing::warn!(%error, "a call to another node failed");
                 Err(Status::Busy)

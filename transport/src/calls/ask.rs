@@ -151,9 +151,6 @@ pub enum CallError {
     /// The map has no such node, or no address of it.
     #[error("node {node} is not in the cluster map")]
     Unknown { node: NodeId },
-    /// The node has another map: refresh it and ask the right node.
-    #[error("node {node} has another cluster map")]
-    StaleMap { node: NodeId },
     /// The node says that the change was answered before, yet this end has not seen the answer.
     #[error("node {node} has answered this change before and forgotten the answer")]
     Answered { node: NodeId },

@@ -326,8 +326,10 @@ impl Inner {
         let Some(call) = link.take_reply(self.now, number, region, header.bulk_len) else { return };
         let (purpose, lock_wait) = (call.purpose, call.lock_wait);
         match header.status {
-            Status::Busy if purpose != Purpose::Ping => self.again(node, number),
-            Status::Answered if lock_wait => self.again(node, number),
+            Status::Busy | Status::StaleMap if purpose != Purpose::Ping => {
+                self.again(node, number, header.status);
+            }
+            Status::Answered if lock_wait => self.again(node, number, Status::Busy),
             Status::Ok | Status::NoSession if link.is_leave(number) => link.finish_leaving(),
             Status::NoSession => self.on_no_session(node, number),
             status if purpose == Purpose::Caller => {
@@ -336,8 +338,7 @@ impl Inner {
                         .map(|reply| (reply, header.bulk_len))
                         .map_err(|error| CallError::Corrupt { node, cause: error.to_string() }),
                     Status::Errno(errno) => Err(CallError::Errno(errno)),
-                    Status::StaleMap => Err(CallError::StaleMap { node }),
-                    Status::Busy | Status::NoSession | Status::Answered => {
+                    Status::Busy | Status::StaleMap | Status::NoSession | Status::Answered => {
                         Err(CallError::Answered { node })
                     }
                 };
@@ -368,12 +369,12 @@ impl Inner {
         }
     }
 
-    /// Sends the call again after a moment.
-    fn again(&mut self, node: NodeId, number: u64) {
+    /// Sends the call again after a moment, for the node has not executed it: `why`.
+    fn again(&mut self, node: NodeId, number: u64, why: Status) {
         let Some(link) = self.links.get_mut(&node) else { return };
         let Some(call) = link.calls.get_mut(&number) else { return };
-        let longest = (BUSY_US << call.busy().min(16)).min(BUSY_US_MAX);
-        call.was_busy();
+        let longest = (BUSY_US << call.put_off().min(16)).min(BUSY_US_MAX);
+        call.was_put_off(why);
         let wait_ns = 1_000 * (longest / 2 + self.random.below(longest / 2 + 1));
         let at = Instant(self.now.0 + wait_ns);
         self.alarms.insert((at, Alarm::Again(node, number)));
@@ -404,11 +405,10 @@ impl Inner {
             .map(|(number, _)| number)
             .collect();
         for number in late {
-            let is_busy = link.calls[&number].is_busy() && link.conn().is_some();
-            let cause = if is_busy {
-                format!("{}: busy all the time", link.address().text)
-            } else {
-                link.cause()
+            let put_off = link.calls[&number].put_off_by().filter(|_| link.conn().is_some());
+            let cause = match put_off {
+                None => link.cause(),
+                Some(why) => format!("{}: {}", link.address().text, why_put_off(why)),
             };
             link.fail(number, CallError::Timeout { node, cause });
         }
@@ -550,6 +550,15 @@ fn split(claims: Vec<Claim>) -> Vec<Vec<Claim>> {
         }
     }
     parts
+}
+
+const fn why_put_off(why: Status) -> &'static str {
+    match why {
+        Status::StaleMap => {
+            "it does not hold the shard; `sealfs status` shows which map the nodes have"
+        }
+        _ => "busy all the time",
+    }
 }
 
 /// The session of the given generation, the same on every thread of the process; never 0.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use sealfs_proto::{
-    Address, Epoch, Header, HeaderKind, NodeId, Reply, Request, Sequence, ShardId, TransportKind,
-    encode, limits,
+    Address, Epoch, Header, HeaderKind, NodeId, Reply, Request, Sequence, ShardId, Status,
+    TransportKind, encode, limits,
 };
 
 use super::ask::{Answer, Ask, CallError, PeerStatus};
@@ -112,8 +112,8 @@ pub(super) struct Pending {
     in_session: bool,
     /// The node may have executed it.
     ever_sent: bool,
-    /// How often the node was busy.
-    busy: u32,
+    /// How often the node has not executed it, and why it did not the last time.
+    put_off: (u32, Status),
     /// It ends the session: the end of the connection, too, is its answer.
     leave: bool,
 }
@@ -488,24 +488,24 @@ impl Pending {
             sent_at: Instant(0),
             in_session: false,
             ever_sent: false,
-            busy: 0,
+            put_off: (0, Status::Busy),
             leave: matches!(request, Request::Leave),
         }
     }
 
-    /// How often the node was busy.
-    pub(super) const fn busy(&self) -> u32 {
-        self.busy
+    /// How often the node has not executed it.
+    pub(super) const fn put_off(&self) -> u32 {
+        self.put_off.0
     }
 
-    /// It waits because the node was busy.
-    pub(super) const fn is_busy(&self) -> bool {
-        self.busy > 0 && !self.sent
+    /// Why it waits to be sent again, if the node has not executed it.
+    pub(super) fn put_off_by(&self) -> Option<Status> {
+        (self.put_off.0 > 0 && !self.sent).then_some(self.put_off.1)
     }
 
-    /// The node was too busy to execute it.
-    pub(super) const fn was_busy(&mut self) {
-        self.busy += 1;
+    /// The node has not executed it.
+    pub(super) const fn was_put_off(&mut self, why: Status) {
+        self.put_off = (self.put_off.0 + 1, why);
         self.ever_sent = false;
     }
 

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! a call:   waiting --credit--> sent --reply--> answered
-//!              ^  ^---- Busy -----'|
+//!              ^  ^ Busy, StaleMap'|
 //!              '--- connection lost'        at the deadline: failed; sent ones are kept until reply or closure
 //! a link:   Idle -> Connecting -> Claiming -> Open -> Closing -> BackOff -> Connecting -> ...
 //! ```

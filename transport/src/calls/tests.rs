@@ -32,8 +32,7 @@ fn map() -> Arc<ClusterMap> {
     })
 }
 
-fn identity(serves: Option<u16>) -> Arc<Identity> {
-    let serves = serves.map(|node| Serves { node: NodeId(node), map: map() });
+fn identity(serves: Option<Serves>) -> Arc<Identity> {
     Arc::new(Identity { key: Key::new([9; 32]), serves })
 }
 
@@ -56,6 +55,8 @@ type Logged = (u32, Result<Reply, CallError>);
 
 struct World {
     network: MemNetwork,
+    /// What nodes that start now have.
+    map: Arc<ClusterMap>,
     now: Instant,
     client: Calls,
     tasks: Tasks,
@@ -63,9 +64,12 @@ struct World {
     log: Rc<RefCell<Vec<Logged>>>,
 }
 
-fn server(network: &MemNetwork, node: u16) -> Server {
-    let transport = network.endpoint(&format!("node{node}"), identity(Some(node)));
-    let me = Me::Node { node: NodeId(node), endpoint: 0 };
+fn server(network: &MemNetwork, map: &Arc<ClusterMap>, node: u16) -> Server {
+    let node = NodeId(node);
+    let address = map.node(node).unwrap().addresses[0].text.clone();
+    let serves = Serves { node, map: Arc::clone(map) };
+    let transport = network.endpoint(&address, identity(Some(serves)));
+    let me = Me::Node { node, endpoint: 0 };
     Server {
         calls: Calls::new(Box::new(transport), me, Options::default()),
         seen: Vec::new(),
@@ -113,9 +117,11 @@ impl World {
         let me = Me::Client { endpoint: 0, session_seed: 42 };
         let client = Calls::new(Box::new(transport), me, options);
         client.set_map(&map());
-        let servers = vec![Some(server(&network, 1)), Some(server(&network, 2))];
+        let map = map();
+        let servers = [1, 2].map(|node| Some(server(&network, &map, node))).into();
         Self {
             network,
+            map,
             now: Instant(1_000),
             client,
             tasks: Tasks::new(),
@@ -174,7 +180,15 @@ impl World {
     }
 
     fn start(&mut self, node: u16) {
-        self.servers[usize::from(node) - 1] = Some(server(&self.network, node));
+        self.servers[usize::from(node) - 1] = Some(server(&self.network, &self.map, node));
+    }
+
+    /// Starts a node at another address, under a map that says so.
+    fn move_node(&mut self, node: u16, text: &str) {
+        let map = Arc::make_mut(&mut self.map);
+        map.epoch.0 += 1;
+        map.nodes[usize::from(node) - 1].addresses = vec![address(text)];
+        self.start(node);
     }
 }
 
@@ -218,12 +232,11 @@ fn errors_and_verdicts_reach_the_caller() {
     world.server(1).answer = Box::new(|header, _| {
         let status = match header.sequence.0 {
             1 => Status::Errno(Errno::ENOENT),
-            2 => Status::StaleMap,
             _ => Status::Answered,
         };
         Some((status, Reply::Done))
     });
-    (1..=3).for_each(|number| world.ask(number, 1, change(u64::from(number))));
+    (1..=2).for_each(|number| world.ask(number, 1, change(u64::from(number))));
     world.ask(4, 9, read());
     world.run(10);
     let node = NodeId(1);
@@ -232,10 +245,49 @@ fn errors_and_verdicts_reach_the_caller() {
         [
             (4, Err(CallError::Unknown { node: NodeId(9) })),
             (1, Err(CallError::Errno(Errno::ENOENT))),
-            (2, Err(CallError::StaleMap { node })),
-            (3, Err(CallError::Answered { node })),
+            (2, Err(CallError::Answered { node })),
         ]
     );
+}
+
+#[test]
+fn a_node_that_does_not_hold_the_shard_is_asked_again_until_the_deadline() {
+    let mut world = World::new(Options { timeout_ms: 2_000, ..Options::default() });
+    world.server(1).answer = Box::new(|header, _| {
+        let status = if header.shard == ShardId(5) { Status::StaleMap } else { Status::Ok };
+        Some((status, Reply::Done))
+    });
+    world.ask(1, 1, change(1));
+    world.run(1_000);
+    assert_eq!(world.answers(), []);
+    world.server(1).answer = Box::new(|_, _| Some((Status::Ok, Reply::Done)));
+    world.run(1_000);
+    assert_eq!(world.answers(), [(1, Ok(Reply::Done))]);
+    world.server(1).answer = Box::new(|_, _| Some((Status::StaleMap, Reply::Done)));
+    world.ask(2, 1, change(2));
+    world.run(2_500);
+    let [(2, Err(error))] = &world.answers()[..] else { panic!("one answer") };
+    assert!(error.to_string().contains("does not hold the shard"), "{error}");
+}
+
+#[test]
+fn a_client_learns_where_a_node_has_moved_to_from_any_other_that_knows() {
+    let mut world = World::new(Options::default());
+    world.ask(1, 1, read());
+    world.ask(2, 2, read());
+    world.run(10);
+    world.answers();
+    world.crash(2);
+    world.ask(3, 2, change(3));
+    world.run(1_000);
+    assert_eq!(world.answers(), []);
+    world.move_node(2, "elsewhere");
+    world.run(1_000);
+    assert_eq!(world.answers(), [], "nobody has told the client");
+    world.crash(1);
+    world.start(1);
+    world.run(3_000);
+    assert_eq!(world.answers(), [(3, Ok(Reply::Done))]);
 }
 
 #[test]
@@ -659,7 +711,8 @@ fn storm(seed: u64) -> (Vec<u64>, u64) {
     let client =
         Calls::new(Box::new(transport), me, Options { seed, timeout_ms: 0, ..Options::default() });
     client.set_map(&map());
-    let transport = Faulty::new(network.endpoint("node1", identity(Some(1))), !seed, faults);
+    let serves = Serves { node: NodeId(1), map: map() };
+    let transport = Faulty::new(network.endpoint("node1", identity(Some(serves))), !seed, faults);
     let me = Me::Node { node: NodeId(1), endpoint: 0 };
     let server = Calls::new(Box::new(transport), me, Options::default());
     let (mut made, mut kept, mut present) = (Vec::new(), BTreeMap::new(), None);

@@ -46,7 +46,7 @@ pub const MESSAGE_LEN_MAX: u32 = 1_024;
 pub struct MapStamp {
     /// Its epoch.
     pub epoch: Epoch,
-    /// Its hash, [`ClusterMap::hash`].
+    /// What placement follows from, [`ClusterMap::placement_hash`].
     pub hash: u64,
 }
 
@@ -54,7 +54,7 @@ impl MapStamp {
     /// The stamp of `map`.
     #[must_use]
     pub fn of(map: &ClusterMap) -> Self {
-        Self { epoch: map.epoch, hash: map.hash() }
+        Self { epoch: map.epoch, hash: map.placement_hash() }
     }
 }
 
@@ -420,14 +420,11 @@ impl Proven {
             }
         }
         let (ours, theirs) = (MapStamp::of(map), hello.map?);
-        let same_epoch = ours.epoch == theirs.epoch;
-        let is_node = matches!(hello.peer, Peer::Node { .. });
-        // A client with an older or newer map is let in and is sent ours; nodes must agree before they serve together.
-        let differs = ours.hash != theirs.hash && (same_epoch || is_node);
-        differs.then(|| {
+        // Another epoch is another list of addresses: whoever places everything alike is let in, and is sent our map.
+        (ours.hash != theirs.hash).then(|| {
             CloseReason::Refused(format!(
-                "the cluster maps differ: node {node} has epoch {} with hash {:016x}, the peer epoch {} with {:016x}; \
-                 start all nodes with the same --nodes",
+                "the cluster maps differ in ids, weights, shards or chunk size: node {node} has epoch {} with hash \
+                 {:016x}, the peer epoch {} with {:016x}; start all nodes with the same --nodes",
                 ours.epoch, ours.hash, theirs.epoch, theirs.hash
             ))
         })
@@ -481,7 +478,7 @@ fn cut(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sealfs_proto::{Node, SessionId};
+    use sealfs_proto::{Address, Node, SessionId, TransportKind};
 
     const KEY: [u8; 32] = [9; 32];
 
@@ -581,10 +578,19 @@ mod tests {
     }
 
     #[test]
-    fn nodes_with_different_maps_are_kept_apart() {
+    fn whoever_places_otherwise_is_refused_and_whoever_has_other_addresses_is_not() {
         let node = Peer::Node { node: NodeId(1), endpoint: 0 };
-        let hello = Hello { peer: node, map: Some(MapStamp::of(&map(6))), ..client() };
-        assert!(refused(KEY, hello)[1].contains("epoch 5"));
+        let mut other = map(6);
+        other.nodes[0].weight = 2;
+        for peer in [node, client().peer] {
+            let hello = Hello { peer, map: Some(MapStamp::of(&other)), ..client() };
+            assert!(refused(KEY, hello)[1].contains("epoch 5"));
+            let mut moved = map(6);
+            moved.nodes[0].addresses =
+                vec![Address { transport: TransportKind::Tcp, text: "a:1".into() }];
+            let hello = Hello { peer, map: Some(MapStamp::of(&moved)), ..client() };
+            assert_eq!(*admitted(hello).unwrap().map.unwrap(), map(5), "it learns which is older");
+        }
         let hello = Hello { peer: Peer::Node { node: NodeId(2), endpoint: 0 }, ..client() };
         assert!(refused(KEY, hello)[1].contains("two servers"));
         let hello = Hello { peer: Peer::Node { node: NodeId(9), endpoint: 0 }, ..client() };
