@@ -26,8 +26,9 @@ use sealfs_transport::{Instant, Key};
 use crate::fuse::{Files, Kernel, RETRY_MS, Session, Turn};
 use crate::key::read_key;
 use crate::link::{Link, learn_map};
+use crate::point::{self, InUse};
 use crate::sys::Signals;
-use crate::{Consistency, MountOptions, point};
+use crate::{Consistency, MountOptions};
 
 /// What to mount where.
 #[derive(Clone, Debug)]
@@ -83,7 +84,7 @@ impl Mount {
             Err(error) => {
                 let shown = mountpoint.display();
                 let error = MountError(format!("the mount at {shown} does not answer: {error}"));
-                point::detach(&mountpoint, true)?;
+                point::detach(&mountpoint, InUse::IsLeft)?;
                 outcome(thread)?;
                 Err(error)
             }
@@ -106,7 +107,7 @@ impl Mount {
             loop {
                 let signal = ends.wait();
                 tracing::info!(signal, "asked to end; unmounting {}", mountpoint.display());
-                if let Err(error) = point::detach(&mountpoint, true) {
+                if let Err(error) = point::detach(&mountpoint, InUse::IsLeft) {
                     tracing::error!("{error}");
                 }
             }
@@ -119,27 +120,32 @@ impl Mount {
         outcome(self.thread)
     }
 
-    /// Unmounts; with `force` also while files are open (they stay usable until closed). [`Mount::wait`] returns when
-    /// everything has been flushed.
+    /// Unmounts; `force`: see [`unmount`]. [`Mount::wait`] returns when everything has been flushed.
     pub fn unmount(&self, force: bool) -> Result<(), MountError> {
-        point::detach(&self.mountpoint, force)
+        point::detach(&self.mountpoint, in_use(force))
     }
 }
 
 /// Unmounts any sealfs mount by its path, also one whose client is dead; as root or, for one's own mounts, through
-/// fusermount3. `force`: even while files are open.
+/// fusermount3. `force`: even while files are open; programs that use them or wait for a node get an error at once. What
+/// write(2) has acknowledged is kept all the same, what was changed through mappings and not written back is lost.
 pub fn unmount(mountpoint: &Path, force: bool) -> Result<(), MountError> {
-    let absolute = std::path::absolute(mountpoint);
+    let path = std::path::absolute(mountpoint)
+        .map_err(|error| MountError(format!("{}: {error}", mountpoint.display())))?;
+    // The mount itself is asked nothing if it can be helped: it may not answer.
     let path =
-        absolute.map_err(|error| MountError(format!("{}: {error}", mountpoint.display())))?;
-    let path = if point::is_dead(&path) { path } else { fs::canonicalize(&path).unwrap_or(path) };
+        if point::is_mounted(&path) { path } else { fs::canonicalize(&path).unwrap_or(path) };
     if !point::is_mounted(&path) {
         return Err(MountError(format!(
             "no sealfs is mounted at {}; /proc/mounts shows where",
             path.display()
         )));
     }
-    point::detach(&path, force)
+    point::detach(&path, in_use(force))
+}
+
+const fn in_use(force: bool) -> InUse {
+    if force { InUse::IsEnded } else { InUse::Stays }
 }
 
 fn outcome(thread: JoinHandle<Result<(), MountError>>) -> Result<(), MountError> {
@@ -170,7 +176,7 @@ fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Resul
 /// of this one until the device is closed.
 fn abandon(client: Client, mountpoint: &Path) {
     let mountpoint = mountpoint.to_owned();
-    let detaching = thread::spawn(move || point::detach(&mountpoint, true));
+    let detaching = thread::spawn(move || point::detach(&mountpoint, InUse::IsLeft));
     drop(client);
     if let Ok(Err(error)) = detaching.join() {
         tracing::error!("{error}");

@@ -30,18 +30,33 @@ pub(crate) fn attach(mountpoint: &Path, options: &MountOptions) -> Result<File, 
         attach_as_user(&mountpoint, options)?
     };
     sys::set_nonblocking(&device).map_err(|error| {
-        let _ = detach(&mountpoint, true);
+        let _ = detach(&mountpoint, InUse::IsLeft);
         MountError(format!("cannot make {DEVICE} non-blocking: {error}"))
     })?;
     Ok(device)
 }
 
-/// Takes the mount at `mountpoint` away; `force`: also while files are open (they stay usable until they are closed).
-pub(crate) fn detach(mountpoint: &Path, force: bool) -> Result<(), MountError> {
+/// What of a mount in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InUse {
+    /// It stays, which is an error.
+    Stays,
+    /// It is taken away; files that are open stay usable until they are closed.
+    IsLeft,
+    /// It is taken away, and whatever still waits for or uses it gets an error at once.
+    IsEnded,
+}
+
+/// Takes the mount at `mountpoint` away. Asks nothing of the mount itself, which may not answer.
+pub(crate) fn detach(mountpoint: &Path, in_use: InUse) -> Result<(), MountError> {
     let shown = mountpoint.display();
     if !sys::is_root() {
+        if in_use == InUse::IsEnded {
+            abort(mountpoint);
+        }
+        let lazy = in_use != InUse::Stays;
         let mut command = Command::new(FUSERMOUNT);
-        command.arg("-u").args(force.then_some("-z")).arg("--").arg(mountpoint);
+        command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint);
         let output = command.output().map_err(|error| no_fusermount(&error))?;
         if output.status.success() {
             return Ok(());
@@ -53,7 +68,11 @@ pub(crate) fn detach(mountpoint: &Path, force: bool) -> Result<(), MountError> {
         )));
     }
     let path = c_string(mountpoint)?;
-    let flags = if force { libc::MNT_DETACH } else { 0 };
+    let flags = match in_use {
+        InUse::Stays => 0,
+        InUse::IsLeft => libc::MNT_DETACH,
+        InUse::IsEnded => libc::MNT_DETACH | libc::MNT_FORCE,
+    };
     let Err(error) = sys::unmount(&path, flags | libc::UMOUNT_NOFOLLOW) else { return Ok(()) };
     let next = match error.raw_os_error() {
         Some(libc::EBUSY) => "files are open or shells stand in it; close them, or use --force",
@@ -61,6 +80,24 @@ pub(crate) fn detach(mountpoint: &Path, force: bool) -> Result<(), MountError> {
         _ => "see /proc/mounts",
     };
     Err(MountError(format!("cannot unmount {shown}: {error}; {next}")))
+}
+
+/// Ends the connection of the mount at `mountpoint`, as its owner may through fusectl where that is mounted.
+fn abort(mountpoint: &Path) {
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let line = table.split(|&byte| byte == b'\n').find(|line| {
+        let (point, tail) = split_mountinfo(line);
+        tail.starts_with(FS_TYPE.as_bytes()) && point == mountpoint.as_os_str().as_bytes()
+    });
+    // Field 3 is major:minor, and the minor number is the connection's.
+    let device =
+        line.and_then(|line| std::str::from_utf8(line.split(|&byte| byte == b' ').nth(2)?).ok());
+    if let Some((_, connection)) = device.and_then(|device| device.split_once(':')) {
+        let path = format!("/sys/fs/fuse/connections/{connection}/abort");
+        if let Err(error) = fs::write(&path, "1") {
+            tracing::warn!(path, %error, "programs that wait for the mount are not ended");
+        }
+    }
 }
 
 /// Whether `path` is the root of a mount whose client is dead.
@@ -111,7 +148,10 @@ fn ready(mountpoint: &Path) -> Result<PathBuf, MountError> {
     let shown = mountpoint.display();
     if is_dead(mountpoint) {
         tracing::info!("{shown} was left behind by a client that is dead; unmounting it");
-        detach(&std::path::absolute(mountpoint).unwrap_or_else(|_| mountpoint.into()), true)?;
+        detach(
+            &std::path::absolute(mountpoint).unwrap_or_else(|_| mountpoint.into()),
+            InUse::IsLeft,
+        )?;
     }
     let found = fs::metadata(mountpoint).map_err(|error| {
         let next = match error.kind() {

@@ -68,17 +68,6 @@ impl GroupCache {
     }
 }
 
-/// Whether thread `pid` is about to die of SIGKILL (or of a signal that it does not handle, which the kernel turns into
-/// that for every thread of the process).
-pub(crate) fn is_killed(pid: u32) -> bool {
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
-    let pending = |field: &str| {
-        let set = status.lines().find_map(|line| line.strip_prefix(field));
-        set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
-    };
-    (pending("SigPnd:") | pending("ShdPnd:")) & SIGKILL_BIT != 0
-}
-
 fn read_groups(pid: u32) -> Vec<u32> {
     fs::read_to_string(format!("/proc/{pid}/status")).map_or(Vec::new(), |status| parse(&status))
 }
@@ -103,7 +92,6 @@ fn parse(status: &str) -> Vec<u32> {
 const BELIEVED_MS: u64 = 1_000;
 /// Bounds memory and descriptors; beyond it the cache starts anew.
 const THREADS_MAX: usize = 512;
-const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
 
 #[cfg(test)]
 mod tests {
@@ -132,11 +120,9 @@ mod tests {
         cache.threads.get_mut(&pid).unwrap().groups = vec![99];
         assert_ne!(cache.who(9, 8, pid, start.after_ms(2_500)).groups, [99], "it is too old");
         cache.threads.get_mut(&pid).unwrap().groups = vec![99];
-        assert!(!is_killed(pid));
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(cache.who(9, 8, pid, start.after_ms(2_600)).groups, [0; 0], "it has ended");
-        assert!(is_killed(pid));
     }
 
     #[test]

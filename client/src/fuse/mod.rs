@@ -7,6 +7,7 @@
 
 mod abi;
 mod decode;
+mod fate;
 mod files;
 mod groups;
 mod init;

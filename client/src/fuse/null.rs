@@ -22,7 +22,8 @@ use super::init::Agreed;
 use super::kernel::Kernel;
 use super::reply::{Given, Listing, Reply};
 use super::session::{Answers, Asked, RETRY_MS, Session, Turn, Work};
-use crate::{MountOptions, point};
+use crate::MountOptions;
+use crate::point::{self, InUse};
 
 /// Offsets and data of writes.
 type Written = Vec<(u64, Vec<u8>)>;
@@ -165,7 +166,8 @@ struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        point::detach(self.0, thread::panicking()).unwrap();
+        let in_use = if thread::panicking() { InUse::IsLeft } else { InUse::Stays };
+        point::detach(self.0, in_use).unwrap();
     }
 }
 
@@ -240,5 +242,5 @@ fn a_mount_whose_client_is_dead_is_replaced() {
     let device = point::attach(dir.path(), &MountOptions::default()).unwrap();
     assert!(point::is_mounted(&dir.path().canonicalize().unwrap()));
     drop(device);
-    point::detach(dir.path(), true).unwrap();
+    point::detach(dir.path(), InUse::IsLeft).unwrap();
 }

@@ -15,8 +15,8 @@
 //!
 //! 1. Each request is answered exactly once, except those that have no answer (FORGET, INTERRUPT).
 //! 2. An open or a lock whose answer the kernel no longer wants is given back.
-//! 3. What has begun is run to its end. A program that is killed while its request waits is answered EINTR at once, and
-//!    the rest goes on in the background; a lock's wait is ended by any signal.
+//! 3. What has begun is run to its end. A program that is killed while its request waits is answered EINTR, others by the
+//!    rules of [`Fate`], and the rest goes on in the background; a lock's wait is ended by any signal.
 //! 4. Without a free region nothing is read: programs wait (backpressure), and what is in flight goes on. Neither writes
 //!    that wait for a dead node ([`WriteMemory`]) nor reads (`sealfs_client_core`) bring that about soon.
 
@@ -32,7 +32,7 @@ use sealfs_transport::{Arena, Instant, Region, Slice};
 
 use super::abi::{self, InHeader};
 use super::decode::{self, Op, Request};
-use super::groups;
+use super::fate::Fate;
 use super::init::{self, Agreed, MAX_WRITE, Verdict};
 use super::kernel::{Found, Kernel};
 use super::memory::WriteMemory;
@@ -101,8 +101,18 @@ struct Shared<A> {
 struct Flight {
     opcode: u32,
     pid: u32,
+    /// It may change something.
+    changes: bool,
+    began: Instant,
     interrupt: Interrupt,
     interrupted: bool,
+}
+
+impl Flight {
+    /// Whether its program is looked at: it got a signal, or it may be ending, of which the kernel does not tell.
+    const fn is_watched(&self) -> bool {
+        self.interrupted || self.opcode == abi::FLUSH
+    }
 }
 
 impl<A: Answers> Session<A> {
@@ -136,10 +146,10 @@ impl<A: Answers> Session<A> {
         Turn::More
     }
 
-    /// Ends the waits of programs that are being killed. To be called every turn, and at least every [`RETRY_MS`] while
+    /// Ends the waits that [`Fate`] ends. To be called every turn, and at least every [`RETRY_MS`] while
     /// [`Session::is_watching`].
     pub(crate) fn watch(&mut self, now: Instant) {
-        self.end_waits_of_the_killed(now);
+        self.end_waits(now);
         if now.ms_since(self.tidied) >= TIDY_MS {
             self.tidied = now;
             self.shared.answers.tidy(now);
@@ -151,9 +161,9 @@ impl<A: Answers> Session<A> {
         self.shared.flights.borrow().len()
     }
 
-    /// Whether a program waits that got a signal.
+    /// Whether a program waits that got a signal, or may be ending.
     pub(crate) fn is_watching(&self) -> bool {
-        self.shared.flights.borrow().values().any(|flight| flight.interrupted)
+        self.shared.flights.borrow().values().any(Flight::is_watched)
     }
 
     /// Begins to answer the message in `room`; the region comes back unless it travels on.
@@ -195,7 +205,7 @@ impl<A: Answers> Session<A> {
             Op::BatchForget { all } => {
                 all.iter().for_each(|one| shared.answers.forget(Ino(one.nodeid)));
             }
-            Op::Interrupt { unique } => shared.interrupt(unique),
+            Op::Interrupt { unique } => shared.interrupt(unique, now),
             Op::Destroy => drop(shared.kernel.reply(header.unique, &Reply::done())),
             Op::NotifyReply => {}
             op => {
@@ -203,6 +213,8 @@ impl<A: Answers> Session<A> {
                 let flight = Flight {
                     opcode: header.opcode,
                     pid: header.pid,
+                    changes: changes(&op),
+                    began: now,
                     interrupt: interrupt.clone(),
                     interrupted: false,
                 };
@@ -231,21 +243,16 @@ impl<A: Answers> Session<A> {
         }
     }
 
-    /// The kernel tells of a signal once, and not whether it kills; a later one is not told at all.
-    fn end_waits_of_the_killed(&mut self, now: Instant) {
+    fn end_waits(&mut self, now: Instant) {
         if now.ms_since(self.checked) < RETRY_MS {
             return;
         }
         self.checked = now;
-        let watched: Vec<(u64, u32)> = (self.shared.flights.borrow().iter())
-            .filter(|(_, flight)| flight.interrupted)
-            .map(|(unique, flight)| (*unique, flight.pid))
+        let watched: Vec<u64> = (self.shared.flights.borrow().iter())
+            .filter(|(_, flight)| flight.is_watched() && now.ms_since(flight.began) >= RETRY_MS)
+            .map(|(unique, _)| *unique)
             .collect();
-        for (unique, pid) in watched {
-            if groups::is_killed(pid) {
-                self.shared.end_wait(unique);
-            }
-        }
+        watched.into_iter().for_each(|unique| self.shared.look_at(unique, now));
     }
 }
 
@@ -262,7 +269,7 @@ impl<A: Answers> Shared<A> {
     }
 
     /// A program that waits for `unique` got a signal.
-    fn interrupt(&self, unique: u64) {
+    fn interrupt(&self, unique: u64, now: Instant) {
         let mut flights = self.flights.borrow_mut();
         // One that is not there was answered while the kernel told of the signal.
         let Some(flight) = flights.get_mut(&unique) else { return };
@@ -270,18 +277,39 @@ impl<A: Answers> Shared<A> {
             flight.interrupt.raise();
         }
         flight.interrupted = true;
-        let pid = flight.pid;
         drop(flights);
-        if groups::is_killed(pid) {
-            self.end_wait(unique);
-        }
+        self.look_at(unique, now);
     }
 
-    /// Answers EINTR now; the work goes on, and its own reply goes nowhere.
-    fn end_wait(&self, unique: u64) {
-        if self.flights.borrow_mut().remove(&unique).is_some() {
+    /// Answers EINTR if the program need not wait; the work goes on, and its own reply goes nowhere.
+    fn look_at(&self, unique: u64, now: Instant) {
+        let mut flights = self.flights.borrow_mut();
+        let Some(flight) = flights.get(&unique) else { return };
+        let waited_ms = now.ms_since(flight.began);
+        if Fate::of(flight.pid, flight.interrupted).ends_wait(waited_ms, flight.changes) {
+            flights.remove(&unique);
             self.kernel.reply(unique, &Reply::error(Errno::EINTR));
         }
+    }
+}
+
+/// Whether a request may change something, or report what cannot be reported again.
+const fn changes(op: &Op<'_>) -> bool {
+    match op {
+        Op::Lookup { .. }
+        | Op::Getattr
+        | Op::Readlink
+        | Op::Read(_)
+        | Op::Statfs
+        | Op::Getxattr { .. }
+        | Op::Listxattr { .. }
+        | Op::Opendir
+        | Op::Readdir { .. }
+        | Op::Lseek(_)
+        | Op::Getlk(_) => false,
+        // What was opened is given back.
+        Op::Open(args) => args.flags & libc::O_TRUNC as u32 != 0,
+        _ => true,
     }
 }
 
@@ -490,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_is_killed_is_answered_early_and_what_was_opened_is_given_back() {
+    fn who_is_killed_is_answered_early_and_what_was_opened_is_given_back() {
         let mut world = World::new();
         let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
         world.ask(2, abi::OPEN, child.id(), abi::OpenIn::default().as_bytes());
@@ -498,7 +526,7 @@ mod tests {
         world.ask(3, abi::INTERRUPT, 0, &2_u64.to_ne_bytes());
         world.turn();
         world.turn();
-        assert!(world.replies().is_empty(), "a signal that does not kill ends no open");
+        assert!(world.replies().is_empty(), "no signal that ends it is pending");
         assert!(world.session.is_watching());
 
         child.kill().unwrap();

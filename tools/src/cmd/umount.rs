@@ -9,7 +9,7 @@ use crate::Failure;
 pub(crate) struct Args {
     /// The mount.
     mountpoint: PathBuf,
-    /// Also while files are open or the client is dead.
+    /// Also while files are open or the client is dead: programs that use it or wait for a node get an error at once.
     #[arg(long, short)]
     force: bool,
 }
