@@ -50,7 +50,7 @@ fn request(world: &World, random: &mut Rng) -> Request {
             Request::Create { who, dir, name, new, mode, umask: 0o22, open: false }
         }
         3..=5 => Request::Mkdir { who, dir, name, mode, umask: 0o22 },
-        6 => Request::CreateUnnamed { who, dir, mode },
+        6 => Request::CreateUnnamed { who, dir, mode, umask: 0o22 },
         7..=8 => Request::Unlink { who, dir, name },
         9..=10 => Request::Rmdir { who, dir, name },
         11..=14 => {

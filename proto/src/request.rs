@@ -45,7 +45,7 @@ pub enum Request {
     /// with attributes. EEXIST if there is one.
     Create { who: Who, dir: Ino, name: Vec<u8>, new: New, mode: u32, umask: u32, open: bool },
     /// Change: a file with no name, opened once by the session. Reply `Entry`.
-    CreateUnnamed { who: Who, dir: Ino, mode: u32 },
+    CreateUnnamed { who: Who, dir: Ino, mode: u32, umask: u32 },
     /// Change: a directory; its inode lives in shard `directory_shard(dir, name)`. Reply `Entry` with attributes.
     Mkdir { who: Who, dir: Ino, name: Vec<u8>, mode: u32, umask: u32 },
     /// Change: removes an entry that is no directory. Reply `Done`.

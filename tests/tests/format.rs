@@ -81,7 +81,7 @@ fn requests() -> Vec<(&'static str, Request)> {
                 open: false,
             },
         ),
-        ("create_unnamed", Request::CreateUnnamed { who: who(), dir, mode: 0o600 }),
+        ("create_unnamed", Request::CreateUnnamed { who: who(), dir, mode: 0o600, umask: 0o22 }),
         ("mkdir", Request::Mkdir { who: who(), dir, name: name.clone(), mode: 0o755, umask: 0 }),
         ("unlink", Request::Unlink { who: who(), dir, name: name.clone() }),
         ("rmdir", Request::Rmdir { who: who(), dir, name: name.clone() }),

@@ -29,7 +29,9 @@ pub(super) fn plan(state: &State, request: &Request, asked: &Asked) -> Result<Pl
             shares.add(shard, inode);
             asked.parts(state, shares, entry(Kind::Directory))
         }
-        Request::CreateUnnamed { who, dir, mode } => unnamed(state, asked, who, *dir, *mode),
+        Request::CreateUnnamed { who, dir, mode, umask } => {
+            unnamed(state, asked, who, *dir, (*mode, *umask))
+        }
         _ => Err(Errno::EOPNOTSUPP.into()),
     }
 }
@@ -79,7 +81,7 @@ fn unnamed(
     asked: &Asked,
     who: &Who,
     dir: Ino,
-    mode: u32,
+    (mode, umask): (u32, u32),
 ) -> Result<Planned, Refused> {
     let (parent, _) = state.live_directory(dir)?;
     require(parent, who, CHANGE)?;
@@ -87,7 +89,7 @@ fn unnamed(
         return Err(Errno::ENOENT.into());
     }
     let number = state.numbers.inode(0).ok_or(Refused::Numbers)?;
-    let Inherited { gid, mode, xattrs } = inherit(parent, who, Kind::File, mode, 0);
+    let Inherited { gid, mode, xattrs } = inherit(parent, who, Kind::File, mode, umask);
     let attr = Attr {
         ino: Ino::new(state.shard, number),
         nlink: 0,
@@ -257,7 +259,8 @@ mod tests {
     #[test]
     fn an_unnamed_file_is_reclaimed_unless_linked() {
         let mut world = World::new();
-        let unnamed = Request::CreateUnnamed { who: user(1), dir: Ino::ROOT, mode: 0o600 };
+        let unnamed =
+            Request::CreateUnnamed { who: user(1), dir: Ino::ROOT, mode: 0o600, umask: 0 };
         let (kept, lost) = (ino(world.run(&unnamed)), ino(world.run(&unnamed)));
         let link = Request::Link { who: user(1), ino: kept, dir: Ino::ROOT, name: b"k".to_vec() };
         assert_eq!(ino(world.run(&link)), kept);
@@ -267,6 +270,30 @@ mod tests {
         let applied = world.append(lost.shard(), record);
         assert_eq!((applied.effects, world.inode(lost)), (vec![Effect::Dropped(lost)], None));
         world.assert_sound();
+    }
+
+    #[test]
+    fn an_unnamed_file_has_the_mode_that_a_named_one_would_have() {
+        let mut world = World::new();
+        let with_acl = world.mkdir(Ino::ROOT, "d");
+        // rwx for all, which takes the umask's place.
+        let mut acl = 2_u32.to_le_bytes().to_vec();
+        for tag in [1_u16, 4, 32] {
+            acl.extend([tag.to_le_bytes(), 7_u16.to_le_bytes()].concat());
+            acl.extend(u32::MAX.to_le_bytes());
+        }
+        let xattr = Xattr { name: b"system.posix_acl_default".to_vec(), value: acl };
+        let (who, flag) = (Who::root(), sealfs_proto::XattrFlag::Any);
+        let set = Request::XattrSet { who, ino: with_acl, xattr, flag, clear_sgid: false };
+        world.run(&set).unwrap();
+        for (dir, mode) in [(Ino::ROOT, 0o640), (with_acl, 0o666)] {
+            let (who, umask) = (Who::root(), 0o027);
+            let unnamed = Request::CreateUnnamed { who: who.clone(), dir, mode: 0o666, umask };
+            let (new, name) = (New::File, b"named".to_vec());
+            let named = Request::Create { who, dir, name, new, mode: 0o666, umask, open: false };
+            let [unnamed, named] = [unnamed, named].map(|request| ino(world.run(&request)));
+            assert_eq!((world.attr(unnamed).mode, world.attr(named).mode), (mode, mode));
+        }
     }
 
     #[test]

@@ -116,7 +116,7 @@ mod tests {
         let dir = world.mkdir(Ino::ROOT, "a");
         world.run(&rmdir(Who::root(), Ino::ROOT, "a")).unwrap();
         assert_eq!(world.run(&create(Who::root(), dir, "x")), Err(Errno::ENOENT));
-        let unnamed = Request::CreateUnnamed { who: Who::root(), dir, mode: 0 };
+        let unnamed = Request::CreateUnnamed { who: Who::root(), dir, mode: 0, umask: 0 };
         assert_eq!(world.run(&unnamed), Err(Errno::ENOENT));
         world.assert_sound();
     }

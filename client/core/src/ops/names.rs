@@ -82,7 +82,7 @@ impl Fs {
         umask: u32,
         flags: OpenFlags,
     ) -> Result<(Attr, Handle), Errno> {
-        let request = Request::CreateUnnamed { who: who.clone(), dir, mode: mode & !umask };
+        let request = Request::CreateUnnamed { who: who.clone(), dir, mode, umask };
         let entry = self.ask_entry(dir, request).await?;
         self.created(entry, flags)
     }

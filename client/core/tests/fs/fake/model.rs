@@ -169,9 +169,9 @@ impl Model {
                 inode.target = target;
                 self.entry_reply(ino)
             }
-            R::CreateUnnamed { dir, mode, .. } => {
+            R::CreateUnnamed { dir, mode, umask, .. } => {
                 let ino = self.draw(dir.shard());
-                self.add(ino, Kind::File, mode, dir);
+                self.add(ino, Kind::File, mode & !umask, dir);
                 let inode = self.inode(ino)?;
                 (inode.opens, inode.attr.nlink) = (1, 0);
                 self.entry_reply(ino)
