@@ -461,7 +461,16 @@ fn unmounting_ends_the_client_cleanly_and_nodes_stop_on_sigterm() {
     let mut cluster = Cluster::start(2);
     let mount = cluster.mount();
     fs::write(mount.join("file"), pattern(3, 100_000)).unwrap();
+    let sessions = |cluster: &Cluster| {
+        let status = cluster.status();
+        [0, 1].map(|at| status["nodes"][at]["sessions"].as_u64().unwrap())
+    };
+    cluster.mount();
+    assert_eq!(sessions(&cluster), [2, 2], "two mounts, and not who asks");
     assert!(cluster.unmount(0));
+    assert_eq!(sessions(&cluster), [1, 1]);
+    assert!(cluster.unmount(1));
+    assert_eq!(sessions(&cluster), [0, 0]);
     assert_eq!(fs::read_dir(&mount).unwrap().count(), 0, "nothing is mounted any more");
     assert!(cluster.stop_node(0) && cluster.stop_node(1));
     cluster.start_node(0);
@@ -520,32 +529,6 @@ fn a_listing_under_change_shows_what_stays_exactly_once() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-}
-
-#[test]
-fn a_program_that_waits_for_a_lock_or_a_dead_node_can_be_ended() {
-    let mut cluster = Cluster::start(1);
-    let mount = cluster.mount();
-    let lock = File::create(mount.join("lock")).unwrap();
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let end = |mut program: Child, signal| {
-        // It may not have begun to wait; then the signal ends it all the same.
-        thread::sleep(Duration::from_millis(300));
-        assert!(program.try_wait().unwrap().is_none(), "it waits");
-        rustix::process::kill_process(rustix::process::Pid::from_child(&program), signal).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while program.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "it does not end");
-            thread::sleep(Duration::from_millis(10));
-        }
-    };
-    let waiter =
-        Command::new("flock").arg("-x").arg(mount.join("lock")).arg("true").spawn().unwrap();
-    end(waiter, rustix::process::Signal::INT);
-    cluster.kill_node(0);
-    let waiter = Command::new("touch").arg(mount.join("file")).spawn().unwrap();
-    end(waiter, rustix::process::Signal::KILL);
-    cluster.start_node(0);
 }
 
 #[test]

@@ -64,6 +64,11 @@ impl Leases {
         }
     }
 
+    /// How many are alive.
+    pub(crate) fn count(&self) -> u32 {
+        self.leases.len() as u32
+    }
+
     /// It is no more.
     pub(crate) fn end(&mut self, session: SessionId) {
         self.leases.remove(&session);

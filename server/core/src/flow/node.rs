@@ -461,7 +461,7 @@ impl World {
             cores: 1,
             shards: self.shards.borrow().len() as u32,
             space: space_share(self),
-            sessions: self.known.borrow().alive.len() as u32,
+            sessions: self.leases.borrow().count(),
             up_ms: self.now.get().mono.ms_since(self.began),
             counters: counters.iter().map(|(name, value)| ((*name).into(), *value)).collect(),
         }
