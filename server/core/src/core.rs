@@ -106,6 +106,7 @@ impl Core {
             opens: RefCell::default(),
             locks: RefCell::default(),
             running: RefCell::default(),
+            raises: RefCell::default(),
             again: RefCell::new(VecDeque::new()),
             counters: RefCell::default(),
             in_service: Cell::new(0),
@@ -239,6 +240,7 @@ impl Core {
                 (Some(batch), _) => log.gate.on_written(batch),
                 (None, Some((sync, batch))) if sync == id => {
                     log.syncing = None;
+                    self.world.raises.borrow_mut().retain(|_, raised| *raised > batch);
                     log.gate.on_synced(batch)
                 }
                 _ => Vec::new(),

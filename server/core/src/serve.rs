@@ -219,7 +219,10 @@ pub(crate) fn follow(world: &Rc<World>, shard: ShardId, effects: Vec<Effect>) ->
             Effect::Cut { ino, from, bound, chunk_size } => {
                 first.cut = Some(Cut { ino, from, bound, chunk_size });
             }
-            Effect::Durable(_) => first.on_device = true,
+            Effect::Durable(ino) => {
+                world.raises.borrow_mut().insert(ino, world.touched(shard));
+                first.on_device = true;
+            }
             Effect::Reclaim { ino, chunk_size } => flow::reclaim::go_on(world, ino, chunk_size),
             Effect::Dropped(_) => {}
         }

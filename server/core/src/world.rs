@@ -5,7 +5,8 @@
 //!
 //! 1. [`World::commit`] is the only way to change a shard or a chunk: the entry joins this turn's batch and is applied at
 //!    once, and the shard remembers the batch.
-//! 2. [`World::respond`] is the only way out for an answer: it passes the gate of the shard's newest batch.
+//! 2. [`World::respond`] is the only way out for an answer: it passes the gate of the shard's newest batch, and one that shows
+//!    a file's bound, whoever has raised it, leaves when that bound is on the device.
 //! 3. A change of a session that was begun is finished once: who asks again meanwhile takes over the answer.
 
 use std::cell::{Cell, RefCell};
@@ -14,7 +15,9 @@ use std::rc::Rc;
 
 use sealfs_meta::journal::{Entry, Writer};
 use sealfs_meta::{Applied, Asked, Facts, KIND_VERSION, Origin, Record, State};
-use sealfs_proto::{Errno, Reply, Request, SessionId, ShardId, Status, encode, limits};
+use sealfs_proto::{
+    Attr, Errno, Ino, Reply, Request, SessionId, ShardId, Status, encode, limits,
+};
 use sealfs_transport::tasks::{Sender, Spawner, Timers, Waiters, oneshot};
 use sealfs_transport::{Arena, Ask, Calls, Conn, Instant, Now, Peer, Random, Region};
 
@@ -152,6 +155,8 @@ pub(crate) struct World {
     pub(crate) locks: RefCell<Locks>,
     /// Changes that were begun and not answered, and who gets the answer.
     pub(crate) running: RefCell<BTreeMap<Ticket, Caller>>,
+    /// Files whose bound grew in a batch that is not on the device yet.
+    pub(crate) raises: RefCell<BTreeMap<Ino, Batch>>,
     /// Requests to be looked at again in this turn.
     pub(crate) again: RefCell<VecDeque<Job>>,
     pub(crate) counters: RefCell<BTreeMap<&'static str, u64>>,
@@ -351,11 +356,37 @@ impl World {
             }
             _ => false,
         };
-        let leaving = Leaving::Answer(caller, outcome);
-        let gate = &mut self.log.borrow_mut().gate;
-        let open = if is_step { gate.hold_step(batch, leaving) } else { gate.hold(batch, leaving) };
+        let raised = self.raise_shown(&outcome);
+        let answer = Leaving::Answer(caller, outcome);
+        let open = {
+            let gate = &mut self.log.borrow_mut().gate;
+            match raised {
+                Some(raised) => gate.hold_for_device(raised.max(batch), answer),
+                None if is_step => gate.hold_step(batch, answer),
+                None => gate.hold(batch, answer),
+            }
+        };
         if let Some(leaving) = open {
             self.deliver(leaving);
+        }
+    }
+
+    /// The newest batch that raised a bound which the answer shows, if that is not on the device: who has seen a bound writes
+    /// below it.
+    fn raise_shown(&self, outcome: &Outcome) -> Option<Batch> {
+        let raises = self.raises.borrow();
+        if raises.is_empty() {
+            return None;
+        }
+        let raised = |attr: &Attr| raises.get(&attr.ino).copied();
+        match outcome.reply.as_ref().ok()? {
+            Reply::Attr(attr) | Reply::Written { attr: Some(attr), .. } => raised(attr),
+            Reply::Entry(entry) => entry.attr.as_ref().and_then(raised),
+            Reply::List { entries, .. } => entries
+                .iter()
+                .filter_map(|listed| listed.entry.attr.as_ref().and_then(raised))
+                .max(),
+            _ => None,
         }
     }
 

@@ -2,7 +2,9 @@
 
 mod support;
 
-use sealfs_proto::{Errno, Header, HeaderKind, Ino, NodeId, Reply, Request, ShardId};
+use sealfs_proto::{
+    Access, Entry, Errno, Header, HeaderKind, Ino, NodeId, Reply, Request, ShardId, Who,
+};
 use sealfs_server_core::Durability;
 use sealfs_transport::{Ask, CallError};
 use support::{Cluster, Setup};
@@ -77,6 +79,49 @@ fn an_answer_in_power_mode_is_on_the_device() {
     let file = cluster.create(Ino::ROOT, "f");
     cluster.write(file, 0, 0, &[1; 4_096]);
     assert_eq!(cluster.servers[0].device.borrow().unsynced(), 0);
+}
+
+#[test]
+fn nobody_sees_a_raised_bound_before_it_is_on_the_device() {
+    let requests: [fn(Ino) -> Ask; 4] = [
+        |ino| Ask::read(ino.shard(), Request::Stat { ino }),
+        |ino| Ask::change(ino.shard(), Request::Raise { ino, bound: 1 << 30 }),
+        |ino| {
+            let (who, name) = (Who::root(), b"f".to_vec());
+            let _ = ino;
+            Ask::read(Ino::ROOT.shard(), Request::Lookup { who, dir: Ino::ROOT, name })
+        },
+        |ino| {
+            let access = Access { read: true, write: true, execute: false };
+            let open = Request::Open { who: Who::root(), ino, access, truncate: false };
+            Ask::change(ino.shard(), open)
+        },
+    ];
+    for request in requests {
+        let mut cluster = Cluster::new(Setup::default());
+        let file = cluster.create(Ino::ROOT, "f");
+        let other = cluster.client(9);
+        cluster.call(other, NODE, Ask::read(file.shard(), Request::Stat { ino: file })).unwrap();
+        let raise = Ask::change(file.shard(), Request::Raise { ino: file, bound: 1 << 30 });
+        let raised = cluster.begin(0, NODE, raise);
+        let bound = |reply: &Reply| match reply {
+            Reply::Attr(attr) | Reply::Entry(Entry { attr: Some(attr), .. }) => attr.bound,
+            other => panic!("{other:?}"),
+        };
+        // At every moment there is one who asks.
+        let mut asked = Vec::new();
+        let shows = |asked: &support::Pending| match &*asked.borrow() {
+            Some(Ok(answer)) => bound(&answer.reply) >= 1 << 30,
+            Some(Err(error)) => panic!("{error}"),
+            None => false,
+        };
+        while !asked.iter().any(shows) {
+            asked.push(cluster.begin(other, NODE, request(file)));
+            cluster.step();
+        }
+        assert_eq!(cluster.servers[0].device.borrow().unsynced(), 0);
+        cluster.finish(&raised).unwrap();
+    }
 }
 
 #[test]
