@@ -56,7 +56,7 @@ fn end_writers(mut writers: Child, cluster: &mut Cluster) {
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
-        assert!(names.len() > 3, "writer {writer} wrote only {} files", names.len());
+        assert!(!names.is_empty(), "writer {writer} wrote nothing");
         assert_eq!(found, *names, "names of writer {writer}");
         for name in names {
             let read = fs::read(dir.join(name)).unwrap();
@@ -465,7 +465,9 @@ fn unmounting_ends_the_client_cleanly_and_nodes_stop_on_sigterm() {
         let status = cluster.status();
         [0, 1].map(|at| status["nodes"][at]["sessions"].as_u64().unwrap())
     };
-    cluster.mount();
+    let other = cluster.mount();
+    // A mount has a session with each node that it has asked something: space is asked of all.
+    run(Command::new("df").args([&mount, &other]));
     assert_eq!(sessions(&cluster), [2, 2], "two mounts, and not who asks");
     assert!(cluster.unmount(0));
     assert_eq!(sessions(&cluster), [1, 1]);

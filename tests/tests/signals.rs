@@ -112,7 +112,9 @@ fn a_program_that_waits_for_a_dead_node_is_ended_by_kill_and_by_control_c() {
         assert!(!program.has_ended(), "{} does not wait", program.name);
         program.signal(*signal);
     }
-    programs.iter_mut().for_each(|(program, _)| drop(program.end()));
+    for (program, _) in &mut programs {
+        program.end();
+    }
 }
 
 #[test]
@@ -172,7 +174,9 @@ fn a_program_that_has_written_can_be_killed_and_can_end_while_the_files_node_is_
                 program.signal(Signal::KILL);
             }
         }
-        concerned.iter_mut().for_each(|(program, _)| drop(program.end()));
+        for (program, _) in &mut concerned {
+            program.end();
+        }
         cluster.start_node(usize::from(at));
     }
 }
