@@ -47,11 +47,47 @@ fn setting(name: &str, default: &str) -> String {
 
 /// A cluster of processes.
 pub struct Cluster {
+    /// One per node instead of a data directory, if there are any.
+    devices: Vec<Loop>,
     dir: tempfile::TempDir,
     addresses: Vec<String>,
     nodes: Vec<Option<Child>>,
     mounts: Vec<Mounted>,
     extra: Vec<String>,
+}
+
+/// A file that the kernel shows as a block device, until it is dropped.
+pub struct Loop {
+    path: PathBuf,
+}
+
+impl Loop {
+    /// The device of `file`, which is made `len` bytes long (sparse) if it is shorter. Panics without losetup(8), which
+    /// util-linux has.
+    #[must_use]
+    pub fn of(file: &Path, len: u64) -> Self {
+        let backing = fs::File::options().create(true).append(true).open(file);
+        let backing = backing.expect("the device's file can be made");
+        if backing.metadata().expect("it is open").len() < len {
+            backing.set_len(len).expect("the device's file can be long");
+        }
+        let output = run(Command::new("losetup").args(["--find", "--show"]).arg(file));
+        let path = String::from_utf8(output.stdout).expect("losetup prints a path");
+        Self { path: path.trim().into() }
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // While something still uses it, it goes when that ends.
+        let _ = Command::new("losetup").arg("--detach").arg(&self.path).output();
+    }
 }
 
 /// A mount of the cluster.
@@ -70,6 +106,26 @@ impl Cluster {
     /// Starts `count` nodes, `extra` behind `sealfs serve`.
     #[must_use]
     pub fn start_with(count: usize, extra: &[&str]) -> Self {
+        let mut cluster = Self::prepare(count, extra);
+        (0..count).for_each(|at| cluster.start_node(at));
+        cluster
+    }
+
+    /// Starts `count` nodes on block devices of `len` bytes (sparse until written) instead of data directories, `extra`
+    /// behind `sealfs serve`.
+    #[must_use]
+    pub fn start_on_devices(count: usize, len: u64, extra: &[&str]) -> Self {
+        let mut cluster = Self::prepare(count, extra);
+        for at in 0..count {
+            cluster
+                .devices
+                .push(Loop::of(&cluster.dir.path().join(format!("device{}", at + 1)), len));
+        }
+        (0..count).for_each(|at| cluster.start_node(at));
+        cluster
+    }
+
+    fn prepare(count: usize, extra: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("sealfs-test-")
             .tempdir()
@@ -82,7 +138,8 @@ impl Cluster {
             ports.iter().map(|port| port.local_addr().expect("it is bound").to_string()).collect();
         drop(ports);
         run(Command::new(binary()).arg("key").arg(dir.path().join("key")));
-        let mut cluster = Self {
+        let cluster = Self {
+            devices: Vec::new(),
             dir,
             addresses,
             nodes: (0..count).map(|_| None).collect(),
@@ -90,7 +147,6 @@ impl Cluster {
             extra: extra.iter().map(ToString::to_string).collect(),
         };
         cluster.write_nodes();
-        (0..count).for_each(|at| cluster.start_node(at));
         cluster
     }
 
@@ -118,10 +174,23 @@ impl Cluster {
         &self.addresses[at]
     }
 
-    /// Data directory of the node at `at`.
+    /// Data directory, or device, of the node at `at`.
     #[must_use]
     pub fn data(&self, at: usize) -> PathBuf {
-        self.dir.path().join(format!("n{}", at + 1))
+        match self.devices.get(at) {
+            Some(device) => device.path().to_owned(),
+            None => self.dir.path().join(format!("n{}", at + 1)),
+        }
+    }
+
+    /// Gives the node at `at`, which does not run, another device.
+    pub fn set_device(&mut self, at: usize, device: Loop) {
+        self.devices[at] = device;
+    }
+
+    /// Adds settings behind `sealfs serve` for the nodes that are started from now on.
+    pub fn add_settings(&mut self, extra: &[&str]) {
+        self.extra.extend(extra.iter().map(ToString::to_string));
     }
 
     /// Gives the node at `at`, which does not run, another address, and says so in the nodes file.

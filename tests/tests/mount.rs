@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sealfs_tests::cluster::{Cluster, binary, run};
+use sealfs_tests::cluster::{Cluster, Loop, binary, run};
 use sealfs_tests::{named_content, pattern};
 
 #[test]
@@ -560,4 +560,101 @@ fn a_flipped_bit_on_the_device_is_eio() {
     file.read_exact_at(&mut block, 0).unwrap();
     assert!(block == content[..4_096], "blocks that are not damaged are still read");
     assert!(cluster.logs().contains("checksum"), "{}", cluster.logs());
+}
+
+/// Writes files to `mount`, some small and one large, and returns what was written.
+fn fill(mount: &Path, seed: u64) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> =
+        (0..100).map(|n| (format!("s{seed}-{n}"), pattern(seed + n, 100 * n as usize))).collect();
+    files.push((format!("l{seed}"), pattern(seed, 20 << 20)));
+    for (name, content) in &files {
+        fs::write(mount.join(name), content).unwrap();
+    }
+    files
+}
+
+fn compare(mount: &Path, files: &[(String, Vec<u8>)]) {
+    for (name, content) in files {
+        assert!(fs::read(mount.join(name)).unwrap() == *content, "content of {name}");
+    }
+    assert_eq!(fs::read_dir(mount).unwrap().count(), files.len());
+}
+
+#[test]
+fn nodes_on_block_devices_keep_everything_through_kill_9_stop_other_cores_and_a_move() {
+    let mut cluster = Cluster::start_on_devices(3, 2 << 30, &[]);
+    let mount = cluster.mount();
+    let mut files = fill(&mount, 1);
+    for at in 0..3 {
+        cluster.kill_node(at);
+    }
+    for at in 0..3 {
+        cluster.start_node(at);
+    }
+    compare(&mount, &files);
+    files.extend(fill(&mount, 1_000));
+    // Whoever starts another process on a device in use is told so.
+    let mut second = Command::new(binary());
+    second.args(["serve", "--listen", "127.0.0.1:0", "--id", "1", "--data"]).arg(cluster.data(0));
+    second.arg("--nodes").arg(cluster.nodes_file()).arg("--key").arg(cluster.key());
+    let error = refused(&mut second);
+    assert!(error.contains("is in use"), "{error}");
+    // In order, and then with one core each: every shard goes through a snapshot.
+    for at in 0..3 {
+        assert!(cluster.stop_node(at));
+    }
+    cluster.add_settings(&["--cores", "0"]);
+    for at in 0..3 {
+        cluster.start_node(at);
+    }
+    compare(&mount, &files);
+    files.extend(fill(&mount, 2_000));
+    // A copy of a device is refused until it is adopted.
+    assert!(cluster.unmount(0) && cluster.stop_node(2));
+    let copy = cluster.dir().join("copy");
+    run(Command::new("cp").arg("--sparse=always").arg(cluster.dir().join("device3")).arg(&copy));
+    cluster.set_device(2, Loop::of(&copy, 0));
+    let error = refused(&mut cluster.serve_command(2));
+    assert!(error.contains("--adopt"), "{error}");
+    cluster.add_settings(&["--adopt"]);
+    cluster.start_node(2);
+    let again = cluster.mount();
+    compare(&again, &files);
+    let status = cluster.status_command().output().unwrap();
+    assert!(status.status.success(), "{status:?}");
+}
+
+#[test]
+fn a_device_that_holds_something_is_refused_and_left_alone_until_it_is_emptied() {
+    let cluster = Cluster::start_with(1, &["--size", "256M"]);
+    let file = cluster.dir().join("foreign");
+    let device = Loop::of(&file, 512 << 20);
+    run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(device.path()));
+    let serve = || {
+        let mut command = Command::new(binary());
+        command.args(["serve", "--listen", "127.0.0.1:0", "--id", "1", "--cores", "0", "--data"]);
+        command.arg(device.path()).arg("--nodes").arg(cluster.nodes_file());
+        command.arg("--key").arg(cluster.key());
+        command
+    };
+    let mountpoint = cluster.dir().join("ext4");
+    fs::create_dir(&mountpoint).unwrap();
+    run(Command::new("mount").arg(device.path()).arg(&mountpoint));
+    let mounted = refused(&mut serve());
+    run(Command::new("umount").arg(&mountpoint));
+    assert!(mounted.contains(&format!("mounted at {}", mountpoint.display())), "{mounted}");
+    let before = fs::read(&file).unwrap();
+    let error = refused(&mut serve());
+    assert!(error.contains("ext4 file system"), "{error}");
+    run(Command::new("sync").arg("-f").arg(&file));
+    assert!(fs::read(&file).unwrap() == before, "a refused device is untouched");
+    // The next step that the error names is one.
+    let next = error.split('`').nth(1).expect("the error names a command");
+    run(Command::new("sh").arg("-c").arg(next));
+    let mut node = serve().stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(node.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    node.kill().unwrap();
+    node.wait().unwrap();
+    assert!(line.contains("is ready"), "{line}");
 }
