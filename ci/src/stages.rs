@@ -94,6 +94,13 @@ pub(crate) const STAGES: &[Stage] = &[
         run: || mount("mount"),
     },
     Stage {
+        name: "large",
+        what: "200,000 entries, 100,000 directories and a file of 3 GiB on a real mount",
+        budget_min: 4,
+        quick: false,
+        run: || mount("large"),
+    },
+    Stage {
         name: "model",
         what: "generated operations on a mount and a local directory side by side",
         budget_min: 4,

@@ -118,7 +118,10 @@ impl Device {
             DiskOp::Snapshot { shard, bytes: None } => {
                 self.snapshots.remove(&shard);
             }
-            DiskOp::Cut { .. } => self.cuts += 1,
+            DiskOp::Cut { position } => {
+                self.cuts += 1;
+                self.cut(core, position);
+            }
             DiskOp::SyncVolume => self.unsynced_blocks.retain(|_, versions| {
                 versions.retain(|(written, _)| *written > begun);
                 !versions.is_empty()
@@ -159,6 +162,22 @@ impl Device {
     /// Whether a block of the volume holds exactly this.
     pub(crate) fn holds(&self, block: &[u8]) -> bool {
         self.blocks.values().any(|bytes| bytes == block)
+    }
+
+    /// Removes the entries below `position`, but for the last one: with it a restart would forget where the journal ends.
+    fn cut(&mut self, core: CoreId, position: u64) {
+        let journal = self.journals.entry(core).or_default();
+        let mut keep = 0;
+        let mut at = 0;
+        for entry in entries(journal).take_while(|entry| entry.position < position) {
+            keep = at;
+            at += ENTRY_HEADER_LEN + entry.logical.len() + entry.local.len();
+        }
+        let keep = if at < journal.len() { at } else { keep };
+        journal.drain(..keep);
+        if let Some(synced) = self.synced_journals.get_mut(&core) {
+            *synced = synced.saturating_sub(keep);
+        }
     }
 
     /// Writes of the volume and bytes of journals that the loss of power may take.
@@ -439,6 +458,21 @@ impl Cluster {
         let states = found
             .filter_map(|(_, bytes)| bytes.map(|bytes| snapshot::decode(&bytes).unwrap().state));
         states.collect()
+    }
+
+    /// Turns what is on the devices into what a start with another number of cores begins with: snapshots, and no journal.
+    /// All nodes are down.
+    pub(crate) fn change_cores(&mut self, cores: u16) {
+        for id in (1..=self.setup.nodes).map(NodeId) {
+            let own = 0..self.setup.cores;
+            let found: Vec<_> = own.flat_map(|core| self.recover(id, core).snapshots()).collect();
+            let mut device = self.servers[usize::from(id.0 - 1)].device.borrow_mut();
+            device.journals.clear();
+            device.synced_journals.clear();
+            device.snapshots =
+                found.into_iter().filter_map(|(shard, bytes)| Some((shard, bytes?))).collect();
+        }
+        self.setup.cores = cores;
     }
 
     /// Kills a node.
