@@ -1,5 +1,7 @@
 //! Requests that change nothing.
 
+use std::collections::BTreeSet;
+
 use sealfs_proto::{Entry, Errno, Ino, Listed, Reply, Request, TxId, Who, limits};
 
 use crate::access::{READ, require};
@@ -28,24 +30,22 @@ pub fn read(state: &State, request: &Request) -> Result<Reply, Errno> {
     }
 }
 
-/// The prepared transaction whose decision the request must wait for, if what it looks at is held: for `Lookup`, `List`,
-/// `Stat`, `Parent` and `Open`; and for every request of an inode that is being made. Keys that this shard's own open transactions hold do not matter: until decided, the present
-/// is the truth.
+/// The prepared transactions whose decisions matter for what the request looks at: for `Lookup`, `List`, `Stat` and
+/// `Parent`; and for every request of an inode that is being made. Until decided, the present is the truth: so keys that
+/// this shard's own open transactions hold do not matter, and of others the coordinator must be asked.
 #[must_use]
-pub fn waits(state: &State, request: &Request) -> Option<TxId> {
-    let prepared = |hold: &Hold| !hold.own;
-    let inode = |ino: Ino| state.holds.of(&Key::inode(ino)).filter(prepared);
-    let entries = |dir: Ino| state.holds.entries_of(dir).find(prepared);
-    let hold = match request {
-        Request::Lookup { dir, name, .. } => {
-            state.holds.of(&Key::entry(*dir, name)).filter(prepared)
-        }
-        Request::List { dir, .. } => entries(*dir),
-        Request::Stat { ino } | Request::Open { ino, .. } => inode(*ino).or_else(|| entries(*ino)),
-        Request::Parent { ino } => inode(*ino),
-        _ => None,
+pub fn waits(state: &State, request: &Request) -> BTreeSet<TxId> {
+    let inode = |ino: Ino| state.holds.of(&Key::inode(ino));
+    let (one, dir) = match request {
+        Request::Lookup { dir, name, .. } => (state.holds.of(&Key::entry(*dir, name)), None),
+        Request::List { dir, .. } => (None, Some(*dir)),
+        Request::Stat { ino } => (inode(*ino), Some(*ino)),
+        Request::Parent { ino } => (inode(*ino), None),
+        _ => (None, None),
     };
-    hold.map(|hold| hold.tx).or_else(|| making(state, request))
+    let entries = dir.into_iter().flat_map(|dir| state.holds.entries_of(dir));
+    let holds = one.into_iter().chain(entries).filter(|hold: &Hold| !hold.own);
+    holds.map(|hold| hold.tx).chain(making(state, request)).collect()
 }
 
 /// The prepared transaction that makes the inode of the request. Its coordinator may have decided and answered already, so
@@ -77,7 +77,7 @@ pub(crate) fn making(state: &State, request: &Request) -> Option<TxId> {
 
 /// The entry, with attributes unless a prepared transaction may be about to change them: then a `Stat` waits for it.
 fn shown(state: &State, entry: &DirectoryEntry, attributes: bool) -> Entry {
-    let known = attributes && waits(state, &Request::Stat { ino: entry.ino }).is_none();
+    let known = attributes && waits(state, &Request::Stat { ino: entry.ino }).is_empty();
     let inode = if known { state.inodes.get(&entry.ino) } else { None };
     Entry { ino: entry.ino, kind: entry.kind, attr: inode.map(|inode| inode.attr.clone()) }
 }

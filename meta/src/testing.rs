@@ -203,7 +203,11 @@ impl World {
     /// A read as its shard answers it: Busy stands for waiting until a decision is there.
     fn ask(&self, shard: ShardId, request: &Request) -> Result<Reply, Refused> {
         let state = &self.states[usize::from(shard.0)];
-        if waits(state, request).is_some() { Err(Refused::Busy) } else { Ok(read(state, request)?) }
+        if !waits(state, request).is_empty() {
+            Err(Refused::Busy)
+        } else {
+            Ok(read(state, request)?)
+        }
     }
 
     fn answer(&self, question: Question, facts: &mut Facts) -> Result<(), Refused> {

@@ -406,12 +406,12 @@ mod tests {
         // The coordinator has answered; the participant does not know the decision yet.
         let lookup = Request::Lookup { who: who(), dir, name: b"x".to_vec() };
         for request in [Request::Stat { ino: dir }, Request::Parent { ino: dir }, lookup] {
-            assert_eq!(crate::waits(&world.states[1], &request), Some(tx), "{request:?}");
+            assert_eq!(crate::waits(&world.states[1], &request), [tx].into(), "{request:?}");
         }
         let create = create(who(), dir, "x");
         assert_eq!(planned(&mut world, &create), Err(Refused::Busy));
         world.resolve(ShardId(1), tx, true);
-        assert_eq!(crate::waits(&world.states[1], &Request::Stat { ino: dir }), None);
+        assert!(crate::waits(&world.states[1], &Request::Stat { ino: dir }).is_empty());
         let file = ino(world.run(&create));
         assert_eq!(world.lookup(dir, "x"), Some(file));
     }
@@ -447,11 +447,12 @@ mod tests {
         let waits = |request: &Request, shard: ShardId| {
             crate::waits(&world.states[usize::from(shard.0)], request)
         };
-        assert_eq!(waits(&lookup(target_dir, &target_name), target_dir.shard()), Some(tx));
-        assert_eq!(waits(&lookup(target_dir, &b"other".to_vec()), target_dir.shard()), None);
-        assert_eq!(waits(&Request::Stat { ino: target_dir }, target_dir.shard()), Some(tx));
-        assert_eq!(waits(&lookup(dir, &name), dir.shard()), None);
-        assert_eq!(waits(&Request::Stat { ino: dir }, dir.shard()), None);
+        assert_eq!(waits(&lookup(target_dir, &target_name), target_dir.shard()), [tx].into());
+        let other = b"other".to_vec();
+        assert_eq!(waits(&lookup(target_dir, &other), target_dir.shard()), BTreeSet::new());
+        assert_eq!(waits(&Request::Stat { ino: target_dir }, target_dir.shard()), [tx].into());
+        assert!(waits(&lookup(dir, &name), dir.shard()).is_empty());
+        assert!(waits(&Request::Stat { ino: dir }, dir.shard()).is_empty());
         assert_eq!(world.states[usize::from(dir.shard().0)].decision(tx), None, "it is open");
         world.append(dir.shard(), transaction.decide(tx, &[]));
         assert_eq!(world.state(dir.shard()).decision(tx), Some(true));

@@ -60,6 +60,7 @@ impl World {
             snapshot_bytes: if random.bool() { 1 << 14 } else { 1 << 30 },
             chunk_size: 64 << 10,
             volume_blocks: support::VOLUME_BLOCKS,
+            requests_max: 4_096,
             // Longer than nodes go on dying.
             timeout_ms: 3_000_000,
             lease_ms: 3_600_000,

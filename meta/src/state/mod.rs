@@ -259,6 +259,12 @@ impl State {
         self.sessions.kept(session, sequence)
     }
 
+    /// Whether the shard has journaled the session as alive or keeps replies for it.
+    #[must_use]
+    pub fn knows(&self, session: SessionId) -> bool {
+        self.sessions.0.contains_key(&session)
+    }
+
     /// The sessions this shard has journaled as alive or keeps replies for, ascending.
     pub fn sessions(&self) -> impl Iterator<Item = SessionId> {
         self.sessions.ids()

@@ -107,6 +107,7 @@ impl Core {
             locks: RefCell::default(),
             running: RefCell::default(),
             raises: RefCell::default(),
+            late: RefCell::default(),
             again: RefCell::new(VecDeque::new()),
             counters: RefCell::default(),
             in_service: Cell::new(0),
@@ -119,6 +120,7 @@ impl Core {
             started: Cell::new(false),
             starting: Waiters::new(),
             began: now.mono,
+            borrowing: Cell::new(false),
             marking: Cell::new(false),
             marked: Waiters::new(),
             snapshots: flow::snapshot::Progress::default(),
@@ -140,6 +142,7 @@ impl Core {
         world.timers.fire(now.mono);
         world.calls.turn(now.mono);
         world.memory_waits.wake_one();
+        world.tell_late();
         let mut rounds = 0;
         while rounds < ROUNDS_MAX && self.round()? {
             rounds += 1;
@@ -165,6 +168,7 @@ impl Core {
             };
         };
         at(world.timers.deadline());
+        at(world.late.borrow().first().map(|(until, _)| *until));
         at((!self.tasks.is_idle() || rounds == ROUNDS_MAX).then_some(now.mono));
         at((stuck || !world.memory_waits.is_empty()).then_some(now.mono.after_ms(POLL_MS)));
         if world.started.get() {
@@ -271,7 +275,7 @@ impl Core {
         if let Errand::Serve(order) = errand {
             let of_node = matches!(order.peer, Peer::Node { .. });
             let caller = Caller::Sibling { core: from, token, of_node };
-            return serve::serve(&world, Job { caller, order });
+            return serve::serve(&world, Job::new(caller, order));
         }
         self.tasks.spawn(async move {
             let answered = match errand {

@@ -36,7 +36,7 @@ pub(crate) enum Errand {
     Admit { session: SessionId, resume: bool },
     /// To the keeper: these sessions were heard of.
     Heard(Vec<SessionId>),
-    /// To the keeper: the session has claimed all it holds.
+    /// To every core: the session has claimed all it holds.
     Claimed(SessionId),
     /// To the keeper: the session wants to end.
     Leave(SessionId),

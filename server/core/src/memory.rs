@@ -14,7 +14,7 @@ use sealfs_transport::Peer;
 
 use crate::flow;
 use crate::locks::{Taken, Ticket};
-use crate::world::{Job, Known, World, errno};
+use crate::world::{ENDED_MAX, Job, Known, World, errno};
 
 /// Serves a change of memory.
 pub(crate) fn serve(world: &Rc<World>, job: Job) {
@@ -162,6 +162,13 @@ impl Known {
 
     /// The session is no more.
     pub(crate) fn forget(&mut self, session: SessionId) {
+        if self.ended.insert(session) {
+            self.ended_first.push_back(session);
+        }
+        if self.ended.len() > ENDED_MAX {
+            let first = self.ended_first.pop_front();
+            first.into_iter().for_each(|first| _ = self.ended.remove(&first));
+        }
         self.alive.remove(&session);
         self.owing.remove(&session);
         self.watermarks.retain(|(of, _), _| *of != session);

@@ -72,7 +72,7 @@ fn request(world: &Rc<World>, conn: Conn, header: Header, body: &[u8]) {
         return feed(world);
     }
     let order = order(peer, &header, request, None);
-    serve::route(world, Job { caller, order });
+    serve::route(world, Job::new(caller, order));
 }
 
 /// Whether the peer may ask: a node, or a client whose session lives, which is noted as heard of.
@@ -122,7 +122,7 @@ fn pulled(world: &Rc<World>, conn: Conn, token: u64, region: Region, len: u32) {
     let bulk = region.freeze().cut(0, len as usize);
     let order = order(peer, &header, request, Some(bulk));
     let caller = Caller::Peer { conn, token, waits: false };
-    serve::route(world, Job { caller, order });
+    serve::route(world, Job::new(caller, order));
 }
 
 /// Holds clients' requests back while there is too much to do, and lets them come again.

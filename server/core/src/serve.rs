@@ -78,15 +78,15 @@ pub(crate) fn serve(world: &Rc<World>, job: Job) {
     }
 }
 
-/// A request that reads names or attributes: a held key's decision is awaited.
+/// A request that reads names or attributes. Where a key is held the coordinator is asked whether it has decided.
 fn look(world: &Rc<World>, job: Job) {
     let shard = job.order.shard;
-    let reply = world.with(shard, |state| {
-        waits(state, &job.order.request).is_none().then(|| read(state, &job.order.request))
-    });
-    match reply {
-        None => world.park(job),
-        Some(reply) => world.respond(job.caller, shard, reply.map_err(Status::Errno)),
+    let (reply, waits) = world
+        .with(shard, |state| (read(state, &job.order.request), waits(state, &job.order.request)));
+    if waits.is_empty() {
+        world.respond(job.caller, shard, reply.map_err(Status::Errno));
+    } else {
+        flow::tx::look(world, job);
     }
 }
 
@@ -97,6 +97,10 @@ fn once(world: &Rc<World>, job: Job) -> Option<(Job, Origin)> {
         world.respond(job.caller, shard, errno(Errno::EPROTO));
         return None;
     };
+    if world.has_ended(origin.session) {
+        world.respond(job.caller, shard, Err(Status::NoSession));
+        return None;
+    }
     if matches!(job.caller, Caller::Change(_)) {
         return Some((job, origin));
     }
@@ -127,10 +131,14 @@ fn first_time(
     });
     let kept = kept.or_else(|| world.known.borrow_mut().kept(ticket, origin.watermark));
     match kept {
-        None => Some((Job { caller, order }, origin)),
-        Some(Err(_)) if is_lock_wait(&order.request) => Some((Job { caller, order }, origin)),
+        None if is_far_ahead(origin) => {
+            world.respond(caller, shard, Err(Status::Busy));
+            None
+        }
+        None => Some((Job::new(caller, order), origin)),
+        Some(Err(_)) if is_lock_wait(&order.request) => Some((Job::new(caller, order), origin)),
         Some(Ok(reply)) => {
-            repeat(world, Job { caller, order }, ticket, reply);
+            repeat(world, Job::new(caller, order), ticket, reply);
             None
         }
         Some(Err(status)) => {
@@ -138,6 +146,12 @@ fn first_time(
             None
         }
     }
+}
+
+/// Whether so many replies may be kept for the change's endpoint that it must wait until its oldest change is answered.
+fn is_far_ahead(Origin { sequence, watermark, .. }: Origin) -> bool {
+    watermark.endpoint() == sequence.endpoint()
+        && sequence.0 - watermark.0.min(sequence.0) > REPLIES_MAX
 }
 
 /// Answers a change that was executed before.
@@ -273,6 +287,9 @@ fn is_lock_wait(request: &Request) -> bool {
     matches!(request, Request::Lock { wait: true, .. })
 }
 
+/// Replies of an endpoint's changes, of which one is not answered: some 20 MiB at most.
+const REPLIES_MAX: u64 = 1 << 16;
+
 /// Whether the reply must not leave before the inode's cut is done.
 fn reply_awaits_cut(request: &Request) -> bool {
     matches!(request, Request::SetAttr { .. } | Request::Open { .. })
@@ -291,5 +308,22 @@ impl World {
             self.running.borrow_mut().insert(ticket, job.caller);
         }
         (ticket, job.order)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sealfs_proto::{Sequence, SessionId};
+
+    #[test]
+    fn a_change_waits_that_is_far_ahead_of_one_which_is_not_answered() {
+        let at = |endpoint, number| Sequence(Sequence::first_of(endpoint).0 + number);
+        let is_far = |sequence, watermark| {
+            is_far_ahead(Origin { session: SessionId(1), sequence, watermark })
+        };
+        assert!(!is_far(at(3, REPLIES_MAX + 7), at(3, 7)));
+        assert!(is_far(at(3, REPLIES_MAX + 8), at(3, 7)));
+        assert!(!is_far(at(3, 7), at(3, REPLIES_MAX + 8)), "it is refused elsewhere");
     }
 }

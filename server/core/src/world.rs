@@ -8,6 +8,9 @@
 //! 2. [`World::respond`] is the only way out for an answer: it passes the gate of the shard's newest batch, and one that shows
 //!    a file's bound, whoever has raised it, leaves when that bound is on the device.
 //! 3. A change of a session that was begun is finished once: who asks again meanwhile takes over the answer.
+//! 4. No request waits for keys or a cut longer than [`PARK_MS`]: it is told Busy and comes again, so that what it occupies
+//!    here (a slot, credits, its payload) serves others in between.
+//! 5. Nothing is executed any more for a session that has ended here, whatever of it still waits somewhere.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -15,9 +18,7 @@ use std::rc::Rc;
 
 use sealfs_meta::journal::{Entry, Writer};
 use sealfs_meta::{Applied, Asked, Facts, KIND_VERSION, Origin, Record, State};
-use sealfs_proto::{
-    Attr, Errno, Ino, Reply, Request, SessionId, ShardId, Status, encode, limits,
-};
+use sealfs_proto::{Attr, Errno, Ino, Reply, Request, SessionId, ShardId, Status, encode, limits};
 use sealfs_transport::tasks::{Sender, Spawner, Timers, Waiters, oneshot};
 use sealfs_transport::{Arena, Ask, Calls, Conn, Instant, Now, Peer, Random, Region};
 
@@ -76,6 +77,15 @@ impl Shard {
 pub(crate) struct Job {
     pub(crate) caller: Caller,
     pub(crate) order: Order,
+    /// When it has waited for long enough, once it waits.
+    pub(crate) until: Option<Instant>,
+}
+
+impl Job {
+    /// A request that has just arrived.
+    pub(crate) fn new(caller: Caller, order: Order) -> Self {
+        Self { caller, order, until: None }
+    }
 }
 
 /// Where an answer goes.
@@ -130,6 +140,9 @@ pub(crate) struct Known {
     pub(crate) replies: BTreeMap<Ticket, Option<Reply>>,
     /// Sessions of before the restart may hold what they have not claimed yet.
     pub(crate) grace: bool,
+    /// Ended since the start, the last [`ENDED_MAX`].
+    pub(crate) ended: BTreeSet<SessionId>,
+    pub(crate) ended_first: VecDeque<SessionId>,
 }
 
 /// The shared state of one core.
@@ -157,6 +170,8 @@ pub(crate) struct World {
     pub(crate) running: RefCell<BTreeMap<Ticket, Caller>>,
     /// Files whose bound grew in a batch that is not on the device yet.
     pub(crate) raises: RefCell<BTreeMap<Ino, Batch>>,
+    /// When requests and tasks have waited for long enough for something of a shard.
+    pub(crate) late: RefCell<BTreeSet<(Instant, ShardId)>>,
     /// Requests to be looked at again in this turn.
     pub(crate) again: RefCell<VecDeque<Job>>,
     pub(crate) counters: RefCell<BTreeMap<&'static str, u64>>,
@@ -178,6 +193,8 @@ pub(crate) struct World {
     pub(crate) began: Instant,
     /// When the keeper is next told of whom was heard.
     pub(crate) hear_at: Cell<Instant>,
+    /// Blocks are being borrowed ahead of need.
+    pub(crate) borrowing: Cell<bool>,
     /// A sync mark is being made, and who waits to make the next one.
     pub(crate) marking: Cell<bool>,
     pub(crate) marked: Waiters,
@@ -425,17 +442,58 @@ impl World {
     // ---- waiting for keys ----
 
     /// Keeps a request until something of the shard is given up.
-    pub(crate) fn park(&self, job: Job) {
-        let job = match (job.caller, job.order.origin) {
-            (Caller::Change(ticket), _) => Job { caller: Caller::Change(ticket), ..job },
+    pub(crate) fn park(&self, mut job: Job) {
+        let (now, shard) = (self.now.get().mono, job.order.shard);
+        let until = *job.until.get_or_insert(now.after_ms(PARK_MS));
+        if until <= now {
+            return self.respond(job.caller, shard, Err(Status::Busy));
+        }
+        self.late.borrow_mut().insert((until, shard));
+        job.caller = match (job.caller, job.order.origin) {
+            (Caller::Change(ticket), _) => Caller::Change(ticket),
             (caller, Some(origin)) => {
                 let ticket = (origin.session, origin.sequence);
                 self.running.borrow_mut().insert(ticket, caller);
-                Job { caller: Caller::Change(ticket), order: job.order }
+                Caller::Change(ticket)
             }
-            (caller, None) => Job { caller, order: job.order },
+            (caller, None) => caller,
         };
-        self.with_mut(job.order.shard, |shard| shard.parked.push_back(job));
+        self.with_mut(shard, |shard| shard.parked.push_back(job));
+    }
+
+    /// Waits until something of the shard is given up; `false`: not within [`PARK_MS`].
+    pub(crate) async fn freed(&self, shard: ShardId) -> bool {
+        let until = self.now.get().mono.after_ms(PARK_MS);
+        self.late.borrow_mut().insert((until, shard));
+        let freed = self.with_mut(shard, |shard| shard.freed.wait());
+        freed.await;
+        self.now.get().mono < until
+    }
+
+    /// Who has waited for long enough is told; called once a turn.
+    pub(crate) fn tell_late(&self) {
+        let now = self.now.get().mono;
+        loop {
+            let first = self.late.borrow().first().copied();
+            let Some((until, shard)) = first.filter(|(until, _)| *until <= now) else { return };
+            self.late.borrow_mut().remove(&(until, shard));
+            let parked = self.with_mut(shard, |shard| {
+                shard.freed.wake_all();
+                std::mem::take(&mut shard.parked)
+            });
+            for job in parked {
+                if job.until.is_some_and(|until| until <= now) {
+                    self.respond(job.caller, shard, Err(Status::Busy));
+                } else {
+                    self.with_mut(shard, |shard| shard.parked.push_back(job));
+                }
+            }
+        }
+    }
+
+    /// Whether the session has ended here: nothing may be executed for it any more.
+    pub(crate) fn has_ended(&self, session: SessionId) -> bool {
+        self.known.borrow().ended.contains(&session)
     }
 
     /// Keys were given up or a cut is done: who waits tries again.
@@ -461,7 +519,7 @@ impl World {
         let order = self.own_order(shard, request);
         let owner = self.owners[&shard];
         if owner == self.config.core {
-            crate::serve::serve(self, Job { caller: Caller::Task(sender), order });
+            crate::serve::serve(self, Job::new(Caller::Task(sender), order));
         } else {
             self.siblings.ask(owner, Errand::Serve(order), Waits::Caller(Caller::Task(sender)));
         }
@@ -531,6 +589,11 @@ impl Log {
         self.writer.append(entry)
     }
 }
+
+/// Keys are held for a few round trips, cuts for a few syncs.
+const PARK_MS: u64 = 3_000;
+/// Late mail of a session arrives within moments of its end.
+pub(crate) const ENDED_MAX: usize = 4_096;
 
 /// The status that an errno makes.
 pub(crate) fn errno(errno: Errno) -> Outcome {

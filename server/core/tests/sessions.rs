@@ -58,6 +58,27 @@ fn a_session_that_is_silent_loses_opens_and_locks() {
 }
 
 #[test]
+fn waits_for_locks_keep_nobody_from_unlocking() {
+    let mut cluster =
+        Cluster::new(Setup { cores: 2, lease_ms: 40_000, requests_max: 2, ..Setup::default() });
+    let file = cluster.create(Ino::ROOT, "f");
+    cluster.call(0, NODE, lock_ask(file, LockKind::Write, false)).unwrap();
+    let waiting: Vec<_> = (0..6)
+        .map(|seed| {
+            let client = cluster.client(seed + 10);
+            cluster.begin(client, NODE, lock_ask(file, LockKind::Read, true))
+        })
+        .collect();
+    // Longer than a lease: nobody who waits loses his session meanwhile.
+    cluster.run_ms(60_000);
+    assert!(waiting.iter().all(|wait| wait.borrow().is_none()));
+    cluster.call(0, NODE, lock_ask(file, LockKind::Unlock, false)).unwrap();
+    for wait in &waiting {
+        assert_eq!(cluster.finish(wait).unwrap().reply, Reply::Done);
+    }
+}
+
+#[test]
 fn a_wait_for_a_lock_can_be_cancelled() {
     let mut cluster = short_lease();
     let other = cluster.client(9);

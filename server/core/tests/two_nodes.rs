@@ -115,6 +115,49 @@ fn many_changes_of_the_same_names_all_end() {
     assert_eq!(places.iter().flatten().count(), 1, "{places:?}");
 }
 
+#[test]
+fn who_waits_for_a_dead_nodes_decision_leaves_room_for_others() {
+    let mut cluster = Cluster::new(Setup { nodes: 2, requests_max: 2, ..Setup::default() });
+    let (one, two) = directories(&mut cluster);
+    cluster.create(one, "a");
+    let file = cluster.create(two, "other");
+    cluster.run_ms(50);
+    let done = cluster.servers[1].device.borrow().done;
+    let ask = Ask::change(one.shard(), rename((one, "a"), (two, "b")));
+    let _renaming = cluster.begin(0, ONE, ask);
+    while cluster.servers[1].device.borrow().done == done {
+        cluster.step();
+    }
+    cluster.kill(ONE);
+    for seed in 10..14 {
+        let client = cluster.client(seed);
+        drop(cluster.begin(client, TWO, Ask::change(two.shard(), create(two, "b", false))));
+    }
+    cluster.run_ms(100);
+    assert_eq!(cluster.stat(file).unwrap().nlink, 1);
+}
+
+#[test]
+fn a_directory_can_be_read_while_a_change_of_it_is_undecided() {
+    let mut cluster = Cluster::new(Setup { nodes: 3, ..Setup::default() });
+    let (one, two) = directories(&mut cluster);
+    let three = cluster.name_on(Ino::ROOT, NodeId(3));
+    let three = cluster.mkdir(Ino::ROOT, &three);
+    cluster.create(one, "a");
+    // What is to be replaced lives on the third node, which does not get to say that it agrees.
+    cluster.create(three, "b");
+    cluster.rename((three, "b"), (two, "b")).unwrap();
+    cluster.run_ms(50);
+    cluster.limit_disk(NodeId(3), 0);
+    let ask = Ask::change(one.shard(), rename((one, "a"), (two, "b")));
+    let _renaming = cluster.begin(0, ONE, ask);
+    cluster.run_ms(200);
+    let begun = cluster.now;
+    assert_eq!(cluster.list(two), ["b"]);
+    assert!(cluster.stat(two).is_ok() && cluster.lookup(two, "b").is_some());
+    assert!(cluster.now < begun.after_ms(400), "nobody waits for the third node");
+}
+
 /// Kills `victim` after each number of its disk operations in turn, while `request` runs, and lets it come back.
 fn crash_everywhere(
     victim: NodeId,

@@ -48,6 +48,9 @@ impl Change<'_> {
         let begun = world.now.get().mono;
         let mut refused_before = None;
         loop {
+            if world.has_ended(self.origin.session) {
+                return Err(Status::NoSession).into();
+            }
             let asked = world.asked(self.origin, self.facts.clone());
             let planned = world.with(shard, |state| plan(state, &self.order.request, &asked));
             let transaction = match planned {
@@ -62,9 +65,12 @@ impl Change<'_> {
                 Ok(Planned::Transaction(transaction)) => transaction,
                 Err(Refused::Errno(error)) => return errno(error),
                 Err(Refused::Busy) => {
-                    let freed = world.with_mut(shard, |shard| shard.freed.wait());
                     self.forget_facts(lock);
-                    freed.await;
+                    if !world.freed(shard).await
+                        || world.now.get().mono.ms_since(begun) > GIVE_UP_MS
+                    {
+                        return Err(Status::Busy).into();
+                    }
                     continue;
                 }
                 Err(Refused::Numbers) => {

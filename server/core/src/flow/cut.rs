@@ -51,13 +51,13 @@ pub(crate) async fn before_answer(
 pub(crate) fn resume(world: &Rc<World>, cut: Cut) {
     let task = Rc::clone(world);
     world.spawner.spawn(async move {
-        discard(&task, cut).await;
+        discard(&task, cut, false).await;
     });
 }
 
 /// Carries a cut out; the outcome of the request that made it.
 async fn carry_out(world: &Rc<World>, cut: Cut, request: &Request) -> Outcome {
-    discard(world, cut).await;
+    discard(world, cut, true).await;
     let attr =
         world.with(cut.ino.shard(), |state| state.inode(cut.ino).map(|inode| inode.attr.clone()));
     match (request, attr) {
@@ -69,14 +69,16 @@ async fn carry_out(world: &Rc<World>, cut: Cut, request: &Request) -> Outcome {
     }
 }
 
-async fn discard(world: &Rc<World>, cut: Cut) {
+/// `first`: nobody has begun to carry the cut out before.
+async fn discard(world: &Rc<World>, cut: Cut, first: bool) {
     let Cut { ino, from, bound, chunk_size } = cut;
     let shard = ino.shard();
     let freed = node::discard_until_done(world, ino, chunk_size, from, bound).await;
-    // What is empty has no blocks, whatever a first try before a restart has freed already.
+    // What is empty has no blocks, whatever a first try has freed already. Where all is known the sum is right, also if a
+    // writer's settlement is still on its way.
     let blocks = world.with(shard, |state| match state.inode(ino) {
-        Some(inode) if from == 0 => -inode.attr.blocks,
-        _ => freed,
+        Some(inode) if from == 0 && !(first && freed.exact) => -inode.attr.blocks,
+        _ => freed.blocks,
     });
     let (now, change) = (world.now.get().wall, Change::CutDone { ino, blocks });
     world.commit(shard, &Record { origin: None, now, change }, None);

@@ -78,17 +78,19 @@ async fn write(
     let reply = if index == 0 {
         loop {
             let settle = |blocks| {
+                still_alive(world, origin)?;
                 let asked = world.asked(origin, Facts::default());
                 world.with(ino.shard(), |state| plan_settle_write(state, ino, end, blocks, &asked))
             };
-            let freed = world.with_mut(ino.shard(), |shard| shard.freed.wait());
-            match carry_out(world, ino, index, change, settle).await {
-                Err(Failed::Busy) => freed.await,
-                other => break other,
+            let done = carry_out(world, ino, index, change, settle).await;
+            let waits = matches!(done, Err(Failed::Busy));
+            if !waits || !world.freed(ino.shard()).await {
+                break done;
             }
         }
     } else {
         carry_out(world, ino, index, change, |blocks| {
+            still_alive(world, origin)?;
             Ok(written(Some(origin), world, blocks, None))
         })
         .await
@@ -103,6 +105,11 @@ async fn write(
         Err(Failed::Errno(error)) => errno(error),
         Err(Failed::Busy) => Err(Status::Busy).into(),
     }
+}
+
+/// Nothing is written for a session that has ended meanwhile.
+pub(crate) fn still_alive(world: &World, origin: Origin) -> Result<(), Refused> {
+    if world.has_ended(origin.session) { Err(Errno::EIO.into()) } else { Ok(()) }
 }
 
 /// The record of a chunk's change beside which only the reply is kept; `so_far`: units that the same request has changed
@@ -122,7 +129,7 @@ pub(crate) fn written(
 pub(crate) enum Failed {
     /// The caller gets this.
     Errno(Errno),
-    /// A cut is pending: wait until the shard is freed, then try again.
+    /// A cut is pending, or the request has come again: wait until the shard is freed, then try again.
     Busy,
 }
 
@@ -189,6 +196,7 @@ async fn planned(
     guard: &Guard,
     change: ChunkChange<'_>,
 ) -> Result<Plan, Failed> {
+    let begun = world.now.get().mono;
     for tries in 0.. {
         let plan = {
             let mut chunks = world.chunks.borrow_mut();
@@ -202,7 +210,13 @@ async fn planned(
             Ok(plan) => return Ok(plan),
             Err(Refusal::Errno(error)) => return Err(Failed::Errno(error)),
             Err(Refusal::Space(ask)) => {
-                if tries == BORROW_TRIES || !space::borrow(world, ask).await {
+                let lent = space::borrow(world, ask).await;
+                if ask.reserve && world.now.get().mono.ms_since(begun) < RESERVE_WAIT_MS {
+                    // What it replaces is as large. Others that overwrite have the blocks, and free as many.
+                    if !lent || tries >= BORROW_TRIES {
+                        world.back_off(RESERVE_PAUSE_MS).await;
+                    }
+                } else if !lent || tries >= BORROW_TRIES {
                     return Err(Failed::Errno(Errno::ENOSPC));
                 }
             }
@@ -349,3 +363,6 @@ async fn read(world: &Rc<World>, ino: Ino, index: u64, offset: u32, length: u32)
 
 /// Space may be taken by others between a loan and its use; who still has none after so many tries gets ENOSPC.
 const BORROW_TRIES: u32 = 8;
+/// Who overwrites has a right to blocks: it waits so long for those that others free, several syncs of a slow device.
+const RESERVE_WAIT_MS: u64 = 20_000;
+const RESERVE_PAUSE_MS: u64 = 5;

@@ -27,7 +27,7 @@ pub(crate) fn serve(world: &Rc<World>, job: Job) {
     world.count("requests", 1);
     let task = Rc::clone(world);
     world.spawner.spawn(async move {
-        let Job { caller, order } = job;
+        let Job { caller, order, .. } = job;
         let outcome = match &order.request {
             Request::Ping => Ok(Reply::Done).into(),
             Request::Probe { length } => Outcome {
@@ -192,6 +192,7 @@ async fn one_of_many(
         if pass.is_some_and(|pass| !pass.is_newest()) {
             return Err(Refused::Busy);
         }
+        origin.map_or(Ok(()), |origin| data::still_alive(world, origin))?;
         let before = origin.map(|origin| kept_blocks(world, shard, origin));
         Ok(data::written(origin, world, blocks, before))
     };
@@ -270,8 +271,17 @@ async fn done(world: &Rc<World>, origin: Option<Origin>, blocks: i64) -> Outcome
     Ok(Reply::Written { blocks, attr: None }).into()
 }
 
-/// Has every node that may hold data of `from..bound` discard it, as long as that takes; units changed. The caller has
-/// journaled in the inode's shard that it is to be done.
+/// What a discard on all nodes has freed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Freed {
+    /// Units changed, as far as is known.
+    pub(crate) blocks: i64,
+    /// Every node has answered its first question: that is all.
+    pub(crate) exact: bool,
+}
+
+/// Has every node that may hold data of `from..bound` discard it, as long as that takes. The caller has journaled in the
+/// inode's shard that it is to be done.
 ///
 /// CRASH: chunk 0 shares the inode's journal, whose tail is lost from the end only. Other journals lose theirs on their own:
 /// so the caller's record is on the device before they begin, and what they did before this ends.
@@ -281,13 +291,13 @@ pub(crate) async fn discard_until_done(
     chunk_size: u32,
     from: u64,
     bound: u64,
-) -> i64 {
+) -> Freed {
     if bound <= u64::from(chunk_size) {
         let first = from.min(u64::from(chunk_size)) as u32;
         let change = ChunkChange::Discard { from: first, to: chunk_size, cut: true };
         loop {
             match one_of_many(world, ino, 0, change, None).await {
-                Ok(blocks) => return blocks,
+                Ok(blocks) => return Freed { blocks, exact: true },
                 Err(error) => tracing::warn!(%ino, ?error, "chunk 0 cannot be discarded yet"),
             }
             world.back_off(RETRY_MS).await;
@@ -296,6 +306,7 @@ pub(crate) async fn discard_until_done(
     world.on_device(world.touched(ino.shard())).await;
     let nodes = world.config.map.nodes.iter().map(|node| node.id);
     let all = nodes.map(|node| async move {
+        let mut exact = true;
         loop {
             let request = Request::Discard { ino, chunk_size, from, to: u64::MAX };
             let order = world.own_order(ino.shard(), request);
@@ -305,13 +316,18 @@ pub(crate) async fn discard_until_done(
                 world.call(node, order.shard, order.request).await
             };
             match outcome.reply {
-                Ok(Reply::Written { blocks, .. }) => return blocks,
+                Ok(Reply::Written { blocks, .. }) => return Freed { blocks, exact },
                 other => tracing::warn!(%ino, %node, ?other, "data cannot be discarded yet"),
             }
+            exact = false;
             world.back_off(RETRY_MS).await;
         }
     });
-    join_all(all).await.into_iter().sum()
+    let freed = join_all(all).await;
+    Freed {
+        blocks: freed.iter().map(|freed| freed.blocks).sum(),
+        exact: freed.iter().all(|freed| freed.exact),
+    }
 }
 
 /// The end of the last byte of this inode on any node.

@@ -129,12 +129,13 @@ pub(crate) async fn claim(world: &Rc<World>, order: &Order) -> Outcome {
         if outcome.reply.is_err() {
             return outcome;
         }
-        if *last {
-            world.known.borrow_mut().owing.remove(&session);
-        }
     }
     if *last {
-        to_keeper(world, Errand::Claimed(session)).await;
+        // Every core hears of it: what another endpoint of the session would claim later may have been given back by then.
+        let siblings = world.other_cores().map(|core| world.errand(core, Errand::Claimed(session)));
+        let siblings = join_all(siblings);
+        keep(world, Errand::Claimed(session)).await;
+        siblings.await;
     }
     Ok(Reply::Done).into()
 }
@@ -176,11 +177,14 @@ async fn to_keeper(world: &Rc<World>, errand: Errand) {
     }
 }
 
-/// An errand to the keeper, at the keeper.
+/// An errand to the keeper, at the keeper; `Claimed` at every core.
 pub(crate) async fn keep(world: &Rc<World>, errand: Errand) {
     let now = world.now.get().mono;
     match errand {
-        Errand::Claimed(session) => world.leases.borrow_mut().claimed(session),
+        Errand::Claimed(session) => {
+            world.known.borrow_mut().owing.remove(&session);
+            world.leases.borrow_mut().claimed(session);
+        }
         Errand::Leave(session) => end(world, session).await,
         Errand::Heard(sessions) => {
             let mut leases = world.leases.borrow_mut();
@@ -222,7 +226,7 @@ pub(crate) async fn end_here(world: &Rc<World>, session: SessionId) {
     closed.into_iter().for_each(|ino| reclaim::consider(world, ino));
     let mut knowing = Vec::new();
     for (&shard, entry) in world.shards.borrow().iter() {
-        if shard != world.session_shard() && entry.state.sessions().any(|known| known == session) {
+        if shard != world.session_shard() && entry.state.knows(session) {
             knowing.push(shard);
         }
     }

@@ -153,10 +153,13 @@ pub(crate) fn tend(world: &Rc<World>) {
         let chunks = world.chunks.borrow();
         (chunks.ask(), chunks.sync_at())
     };
-    if let Some(ask) = ask {
+    if let Some(ask) = ask
+        && !world.borrowing.replace(true)
+    {
         let task = Rc::clone(world);
         world.spawner.spawn(async move {
             let _ = take(&task, ask).await;
+            task.borrowing.set(false);
         });
     }
     let due = sync_at.is_some_and(|at| at <= world.now.get().mono);

@@ -9,7 +9,7 @@
 
 use std::rc::Rc;
 
-use sealfs_meta::{Refused, Transaction, forget, prepare, resolve};
+use sealfs_meta::{Refused, Transaction, forget, prepare, read, resolve, waits};
 use sealfs_proto::{Errno, Reply, Request, ShardId, Status, TxId};
 use sealfs_transport::tasks::join_all;
 
@@ -60,6 +60,9 @@ pub(crate) async fn run(
     if let (None, Some(lock)) = (&refused, lock)
         && !rename::confirm(world, lock).await
     {
+        refused = Some(Ended::Busy);
+    }
+    if world.has_ended(transaction.origin.session) {
         refused = Some(Ended::Busy);
     }
     if let Some(ended) = refused {
@@ -182,6 +185,43 @@ fn settle(world: &Rc<World>, shard: ShardId, tx: TxId, commit: bool) -> Result<(
     Ok(())
 }
 
+/// Answers a request that reads what prepared transactions hold. A transaction that is not decided now was not decided
+/// when the answer was read: that is the truth then, and nobody waits until nobody changes anything.
+pub(crate) fn look(world: &Rc<World>, job: Job) {
+    let task = Rc::clone(world);
+    world.spawner.spawn(async move {
+        let (world, shard, begun) = (&task, job.order.shard, task.now.get().mono);
+        let request = &job.order.request;
+        loop {
+            let (reply, holding) =
+                world.with(shard, |state| (read(state, request), waits(state, request)));
+            let asks =
+                holding.iter().map(|&tx| world.ask(tx.coordinator, Request::Decision { tx }));
+            let mut unknown = false;
+            let mut decided = false;
+            for (&tx, outcome) in holding.iter().zip(join_all(asks).await) {
+                match outcome.reply {
+                    Ok(Reply::Decision(None)) => {}
+                    Ok(Reply::Decision(Some(commit))) => {
+                        decided = true;
+                        let _ = settle(world, shard, tx, commit);
+                    }
+                    _ => unknown = true,
+                }
+            }
+            if !unknown && !decided {
+                return world.respond(job.caller, shard, reply.map_err(Status::Errno));
+            }
+            if unknown && world.now.get().mono.ms_since(begun) > LOOK_MS {
+                return world.respond(job.caller, shard, Err(Status::Busy));
+            }
+            if unknown {
+                world.back_off(UNKNOWN_PAUSE_MS).await;
+            }
+        }
+    });
+}
+
 /// Asks the coordinator of a prepared transaction for its decision as long as it has not come.
 pub(crate) fn watch(world: &Rc<World>, shard: ShardId, tx: TxId) {
     let task = Rc::clone(world);
@@ -199,6 +239,9 @@ pub(crate) fn watch(world: &Rc<World>, shard: ShardId, tx: TxId) {
     });
 }
 
+/// Who reads what a coordinator holds that is not reached is told Busy after so long, and asks again.
+const LOOK_MS: u64 = 3_000;
+const UNKNOWN_PAUSE_MS: u64 = 20;
 /// A decision normally comes within a millisecond.
 const DOUBT_MS: u64 = 500;
 /// Who has lost its share will hardly find it.

@@ -273,6 +273,7 @@ pub(crate) struct Setup {
     pub(crate) timeout_ms: u64,
     pub(crate) chunk_size: u32,
     pub(crate) volume_blocks: u64,
+    pub(crate) requests_max: usize,
     pub(crate) seed: u64,
 }
 
@@ -287,6 +288,7 @@ impl Default for Setup {
             timeout_ms: 60_000,
             chunk_size: 1 << 20,
             volume_blocks: VOLUME_BLOCKS,
+            requests_max: 4_096,
             seed: 1,
         }
     }
@@ -396,6 +398,7 @@ impl Cluster {
             durability: self.setup.durability,
             snapshot_bytes: self.setup.snapshot_bytes,
             lease_ms: self.setup.lease_ms,
+            requests_max: self.setup.requests_max,
             ..Config::new(Arc::clone(&self.map), node, CoreId(core), self.setup.cores)
         }
     }
