@@ -195,18 +195,22 @@ fn too_little_locked_memory_is_refused_with_advice() {
     cluster.start_node(0);
 }
 
+/// The guest has another device afterwards: a job of its own, the last one.
 #[test]
 #[ignore = "runs in the VM: cargo ci vm"]
-fn transfers_go_on_when_a_device_vanishes_and_comes_back() {
+fn transfers_go_on_when_a_device_vanishes_and_another_has_its_address() {
     let mut cluster = Cluster::start(3);
     let mount = cluster.mount();
     let writers = writers(&mount);
-    for _ in 0..2 {
-        await_files(&mount, 3);
-        // It ends when everyone has let go of the device.
-        run(Command::new("timeout").args(["60", "rdma", "link", "delete", "rxe0"]));
-        run(Command::new("rdma").args(["link", "add", "rxe0", "type", "rxe", "netdev", "rx0"]));
-    }
+    await_files(&mount, 3);
+    // It ends when everyone has let go, and librdmacm lets go of a removed device when it meets another one.
+    let mut removal = Command::new("rdma").args(["link", "delete", "rxe0"]).spawn().unwrap();
+    let replace = "/usr/bin/ip address del 192.0.2.1/24 dev rx0; /usr/bin/ip link add rx1 type dummy; \
+        /usr/bin/ip link set rx1 mtu 4500 up; /usr/bin/ip address add 192.0.2.1/24 dev rx1; \
+        rdma link add rxe1 type rxe netdev rx1";
+    run(Command::new("sh").args(["-euc", replace]));
+    await_files(&mount, 3);
+    assert!(removal.wait().unwrap().success(), "the old device is let go");
     let other = cluster.mount();
     assert_kept(writers, &other);
 }

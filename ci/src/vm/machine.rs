@@ -60,7 +60,7 @@ impl Machine<'_> {
         command.args(["--foreground", "-k", "5", &self.seconds_max.to_string()]);
         command.args(["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"]);
         // Two processors: threads that poll would keep a single one from everything else.
-        command.args(["-smp", "2", "-m", "3072", "-M", "q35", "-nodefaults", "-no-reboot"]);
+        command.args(["-smp", "2", "-m", "4096", "-M", "q35", "-nodefaults", "-no-reboot"]);
         command.args(["-display", "none", "-serial", "stdio"]);
         command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.root);
         command.args(["-append", &append]);

@@ -34,7 +34,7 @@ const ONLY: &str = "SEALFS_VM_JOBS";
 /// Of the losses on the wire between two guests.
 const SEED: u64 = 1;
 /// A guest has this long for all its jobs. Two of them and the image fit in the stage's budget.
-const SECONDS_MAX: u32 = 420;
+const SECONDS_MAX: u32 = 480;
 
 /// Runs all guests.
 pub(crate) fn stage() -> Outcome {
