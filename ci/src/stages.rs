@@ -88,10 +88,10 @@ pub(crate) const STAGES: &[Stage] = &[
     },
     Stage {
         name: "mount",
-        what: "a real mount of three nodes: semantics, two mounts, kill -9",
+        what: "a real mount of three nodes: semantics, two mounts, kill -9, signals",
         budget_min: 8,
         quick: false,
-        run: || mount("mount"),
+        run: || mount("mount").and_then(|()| mount("signals")),
     },
     Stage {
         name: "large",

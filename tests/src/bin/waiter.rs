@@ -1,12 +1,10 @@
 //! A program that will wait for a dead node: `waiter DIR OPERATION`.
 //!
-//! It repeats an operation in DIR, says `ready` when it has succeeded once, and ends when it fails. Those that begin with
-//! `dirty-` say the inode of DIR/file, write to it where a line of standard input says, so that there is something to settle,
-//! say `written`, and then close, end, or read the file's first byte.
+//! It repeats an operation in DIR, says `ready` when it has succeeded once, and ends when it fails.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -17,9 +15,6 @@ fn main() -> io::Result<()> {
     let (dir, operation) = (Path::new(&dir), args.next().expect("OPERATION"));
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).open(dir.join("file"))?;
-    if let Some(ending) = operation.strip_prefix("dirty-") {
-        return dirty(file, ending);
-    }
     file.set_len(1 << 34)?;
     let mut said = false;
     for round in 0.. {
@@ -65,28 +60,6 @@ fn repeat(dir: &Path, file: &File, operation: &str, round: u64) -> io::Result<()
         }
         other => panic!("there is no operation {other}"),
     }
-}
-
-/// Ends with something that the file's node has not been told.
-fn dirty(file: File, ending: &str) -> io::Result<()> {
-    let ino = file.metadata()?.ino();
-    // Offsets below may be written from now on. Since the attributes are older, the kernel does not ask before the next write
-    // whether there are capabilities to be taken away.
-    file.write_all_at(b"x", (64 << 20) - 1)?;
-    file.sync_all()?;
-    say(&ino.to_string());
-    let mut line = String::new();
-    io::stdin().read_line(&mut line)?;
-    let offset = line.trim().parse().expect("an offset");
-    file.write_all_at(&[1; 4_096], offset)?;
-    say("written");
-    match ending {
-        "close" => drop(file),
-        "exit" => std::process::exit(0),
-        "read" => drop((&file).read(&mut [0; 1])?),
-        other => panic!("there is no ending {other}"),
-    }
-    Ok(())
 }
 
 #[allow(clippy::print_stdout, reason = "the test waits for it")]
