@@ -40,7 +40,7 @@ impl<K: Copy + Ord> Before<K> {
     }
 
     /// Appends items to `out` until `room` bytes are used up (an item may exceed them; one of few bytes counts as
-    /// [`ITEM_COST_MIN`]); true when all are written. `live` gives the present items behind a key, ascending; `put` writes
+    /// `ITEM_COST_MIN`); true when all are written. `live` gives the present items behind a key, ascending; `put` writes
     /// one.
     pub fn slice<T, I: Iterator<Item = (K, T)>>(
         &mut self,

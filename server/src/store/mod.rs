@@ -92,7 +92,7 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
 
     /// Begins to format a store without superblock: removes what an interrupted format has left and makes room for a
     /// volume of `volume_len` bytes (`None`: as large as is right), its header included. The journals of `cores` cores are
-    /// empty in generation [`Store::FIRST`]. The format counts when there is a superblock.
+    /// empty in generation [`FIRST_GENERATION`]. The format counts when there is a superblock.
     fn format(&self, volume_len: Option<u64>, cores: u16) -> Result<Blank, StartError>;
 
     /// The volume, opened anew: each opening learns of every error in writing it back.
