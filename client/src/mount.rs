@@ -21,7 +21,7 @@ use std::thread::{self, JoinHandle};
 use sealfs_client_core::{Fs, Options};
 use sealfs_proto::{Address, ClusterMap, Ino};
 use sealfs_ring::{Op, Owner};
-use sealfs_transport::{Instant, Key};
+use sealfs_transport::{Instant, Key, PayloadBytes, payload_of_process};
 
 use crate::fuse::{Files, Kernel, RETRY_MS, Session, Turn};
 use crate::key::read_key;
@@ -169,6 +169,8 @@ fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Resul
         Ok(()) => client.finish(&config.options),
         Err(_) => abandon(client, &config.mountpoint),
     }
+    let PayloadBytes { copied, framed, .. } = payload_of_process();
+    tracing::info!(copied, framed, "the mount has ended; bytes of payload");
     served
 }
 

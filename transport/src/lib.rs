@@ -33,7 +33,10 @@ pub mod tasks;
 pub use calls::{Answer, Ask, Call, CallError, Calls, Me, Options, PeerStatus};
 pub use handshake::{Hello, Identity, MapStamp, Serves};
 pub use key::Key;
-pub use payload::{copy_payload, payload_bytes_copied};
+pub use payload::{
+    Moved, PayloadBytes, copy_payload, count_payload, payload_bytes_copied, payload_of_process,
+    payload_of_thread,
+};
 pub use random::Random;
 pub use region::{Arena, Memory, Region, Slice};
 

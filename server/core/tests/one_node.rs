@@ -6,7 +6,7 @@ use sealfs_proto::{
     Access, Entry, Errno, Header, HeaderKind, Ino, NodeId, Reply, Request, ShardId, Who,
 };
 use sealfs_server_core::Durability;
-use sealfs_transport::{Ask, CallError};
+use sealfs_transport::{Ask, CallError, payload_bytes_copied};
 use support::{Cluster, Setup};
 
 const NODE: NodeId = NodeId(1);
@@ -37,6 +37,24 @@ fn what_was_acknowledged_is_there_after_a_kill() {
         assert_eq!((attr.size, attr.nlink), (5, 1));
         // Numbers go on above those of before.
         assert_ne!(cluster.create(dir, "other"), file);
+    }
+}
+
+/// Not even where a sibling core owns the chunk, and where old blocks are merged: the counted copies are the network's, which
+/// in memory copies everything once.
+#[test]
+fn a_core_copies_no_payload() {
+    const LEN: usize = 300_000;
+    for cores in [1, 3] {
+        let mut cluster = Cluster::new(Setup { cores, ..Setup::default() });
+        let files: Vec<Ino> = (0..4).map(|n| cluster.create(Ino::ROOT, &format!("f{n}"))).collect();
+        let before = payload_bytes_copied();
+        for (file, index) in files.iter().flat_map(|&file| [(file, 0), (file, 1), (file, 2)]) {
+            cluster.write(file, index, 100, &[5; LEN]);
+            let bytes = cluster.read(file, index, 99, LEN as u32 + 1);
+            assert_eq!((bytes[0], bytes[1], bytes[LEN]), (0, 5, 5));
+        }
+        assert_eq!(payload_bytes_copied() - before, 12 * (2 * LEN as u64 + 1), "{cores} cores");
     }
 }
 

@@ -21,7 +21,9 @@ use std::sync::Arc;
 use sealfs_proto::{ClusterMap, Header, HeaderKind, TransportKind, limits};
 use sealfs_ring::{File, Key, Op, Owner, Piece, Ring, Timeouts};
 use sealfs_transport::handshake::{self, Accepting, Challenged, Greeted, Introduced, Proven};
-use sealfs_transport::{Bulk, CloseReason, Conn, Event, Frame, Peer, Region, Slice, copy_payload};
+use sealfs_transport::{
+    Bulk, CloseReason, Conn, Event, Frame, Moved, Peer, Region, Slice, copy_payload, count_payload,
+};
 
 use crate::inbox::Inbox;
 use crate::outbox::{Outbox, is_transient};
@@ -593,6 +595,7 @@ impl Connection {
             panic!("a payload is being taken");
         };
         let Incoming { target, region, len, .. } = *incoming;
+        count_payload(Moved::Framed, len as u64);
         let conn = self.conn;
         events.push_back(match (target, region) {
             (Target::Reply { header, body }, region) => Event::Reply { conn, header, body, region },

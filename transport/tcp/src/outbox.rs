@@ -4,7 +4,7 @@ use std::io;
 
 use sealfs_proto::Header;
 use sealfs_ring::{File, Key, Op, Owner, Piece, Ring};
-use sealfs_transport::Slice;
+use sealfs_transport::{Moved, Slice, count_payload};
 
 /// Frames on their way out; one send is in flight at most.
 #[derive(Debug, Default)]
@@ -35,7 +35,9 @@ impl Outbox {
         let head = header.to_bytes(body);
         self.push_bytes(&[&head, body]);
         let batch = &mut self.waiting;
-        batch.counts.len += bulk.iter().map(Slice::len).sum::<usize>();
+        let bulk_len = bulk.iter().map(Slice::len).sum::<usize>();
+        count_payload(Moved::Framed, bulk_len as u64);
+        batch.counts.len += bulk_len;
         batch.pieces.extend(bulk.into_iter().filter(|slice| !slice.is_empty()).map(Piece::Slice));
     }
 

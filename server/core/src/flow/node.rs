@@ -13,6 +13,7 @@ use sealfs_meta::{Kept, Origin, Refused};
 use sealfs_proto::{
     Errno, Ino, NodeStatus, Reply, Request, ShardId, Space, Status, chunk_shard, limits,
 };
+use sealfs_transport::payload_of_thread;
 use sealfs_transport::tasks::join_all;
 
 use super::data::{self, ChunkChange, Failed, carry_out};
@@ -470,7 +471,8 @@ impl World {
 
     /// This core's share of the node's status.
     pub(crate) fn status(&self) -> NodeStatus {
-        let counters = self.counters.borrow();
+        let mut counters = self.counters.borrow().clone();
+        counters.extend(payload_of_thread().named());
         NodeStatus {
             node: self.config.node,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -479,7 +481,7 @@ impl World {
             space: space_share(self),
             sessions: self.leases.borrow().count(),
             up_ms: self.now.get().mono.ms_since(self.began),
-            counters: counters.iter().map(|(name, value)| ((*name).into(), *value)).collect(),
+            counters: counters.into_iter().map(|(name, value)| (name.into(), value)).collect(),
         }
     }
 }

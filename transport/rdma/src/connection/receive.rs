@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sealfs_proto::{ClusterMap, Header, HeaderKind, TransportKind, limits};
 use sealfs_transport::handshake::{Failed, Step};
-use sealfs_transport::{CloseReason, Event, Peer, Region, Slice};
+use sealfs_transport::{CloseReason, Event, Moved, Peer, Region, Slice, count_payload};
 
 use super::{Assembly, Connection, Lent, Outcome, Phase, Promise, Reach, Reading};
 use crate::bounce;
@@ -46,10 +46,13 @@ impl Connection {
                     }
                 };
                 self.counters.bytes_read += len as u64;
+                count_payload(Moved::RdmaRead, len as u64);
                 events.push_back(Event::Pulled { conn: self.conn, token, region, len: len as u32 });
             }
             Work::Write { source, .. } => {
-                self.counters.bytes_written += source.iter().map(Slice::len).sum::<usize>() as u64;
+                let len = source.iter().map(Slice::len).sum::<usize>() as u64;
+                self.counters.bytes_written += len;
+                count_payload(Moved::RdmaWritten, len);
             }
             Work::Send { told: true, .. } if self.outbox.is_empty() => {
                 if let Phase::Leaving(why) = &self.phase {
