@@ -10,8 +10,8 @@
 //!           0  HEAD_LEN - 80          HEAD_LEN          HEAD_LEN + MAX_WRITE
 //! ```
 //! A message is read so that the data of a WRITE begins at a multiple of 4 KiB: the region is frozen and travels on as it
-//! is, to the network and to disks that want aligned memory. The next message gets another region. A small write is
-//! copied to a region of its size instead, for it would hold a megabyte until it is answered.
+//! is, to the network and to disks that want aligned memory. The next message gets another region. A write of at most a
+//! block is copied to a region of its size instead, for it would hold a megabyte until it is answered ([`WriteMemory`]).
 //!
 //! 1. Each request is answered exactly once, except those that have no answer (FORGET, INTERRUPT).
 //! 2. An open or a lock whose answer the kernel no longer wants is given back.
@@ -476,7 +476,7 @@ mod tests {
 
     #[test]
     fn a_large_writes_data_stays_where_it_was_read_to() {
-        const SMALL: usize = 65_536;
+        const SMALL: usize = 4_096;
         let mut world = World::new();
         for (unique, size) in [(2, SMALL), (4, SMALL + 1), (6, 100_000)] {
             let args = abi::WriteIn { size: size as u32, ..abi::WriteIn::default() };
