@@ -9,6 +9,7 @@
     reason = "a command line tool talks on its streams"
 )]
 
+mod copies;
 mod edges;
 mod rules;
 mod stages;
