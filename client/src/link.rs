@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use sealfs_client_core::Fs;
 use sealfs_net::{Choice, Net};
-use sealfs_proto::{Address, ClusterMap, Request, ShardId};
+use sealfs_proto::{Address, ClusterMap, Request, ShardId, limits};
 use sealfs_ring::{Completion, Config, Owner, Pool, Ring};
 use sealfs_transport::tasks::{Tasks, join_all};
 use sealfs_transport::{Ask, Calls, Identity, Instant, Key, Me, Options};
@@ -59,7 +59,8 @@ impl Link {
         let config = sealfs_net::Config { identity, choice, rdma_device };
         let net = Net::new(&ring, &pool, config).map_err(|error| MountError(error.to_string()))?;
         let me = Me::Client { endpoint: 0, session_seed: random()? };
-        let options = Options { timeout_ms, seed: random()?, ..Options::default() };
+        let lease_ms = limits::LEASE_MS_MIN;
+        let options = Options { timeout_ms, lease_ms, seed: random()?, ..Options::default() };
         let calls = Calls::new(Box::new(net.clone()), me, options);
         Ok(Self { ring, pool, calls, tasks: Tasks::new(), net })
     }

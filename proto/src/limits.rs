@@ -64,6 +64,9 @@ pub const PARTS_MAX: usize = 8;
 pub const LEASE_MS: u64 = 120_000;
 /// Default of `--timeout`: how long an operation waits for a node before EIO, milliseconds.
 pub const TIMEOUT_MS: u64 = 60_000;
+/// The shortest lease that a node grants, and what clients rely on: an operation that has waited for its whole timeout is
+/// over before anybody else gets a lock that it relied on, with room for a ping that is late.
+pub const LEASE_MS_MIN: u64 = TIMEOUT_MS + 30_000;
 /// A client's size, times and blocks reach the inode's shard at least so often while dirty, milliseconds.
 pub const SETTLE_MS: u64 = 400;
 /// The kernel may answer from its attribute and entry caches for so long, milliseconds. Together with

@@ -134,7 +134,13 @@ impl Settings {
         })?;
         let lease_ms = match self.lease {
             None => limits::LEASE_MS,
-            Some(0) => return Err(ConfigError("lease: write seconds, at least 1".into())),
+            Some(lease) if lease.saturating_mul(1_000) < limits::LEASE_MS_MIN => {
+                return Err(ConfigError(format!(
+                    "lease: {lease} s are too few: write at least {}, so that clients whose operations wait for a node keep \
+                     their locks",
+                    limits::LEASE_MS_MIN / 1_000
+                )));
+            }
             Some(lease) => lease.saturating_mul(1_000),
         };
         Ok(Config {
@@ -405,7 +411,7 @@ mod tests {
             (with(|s| s.durability = Some("x".into())), ["durability x", "process, power"]),
             (with(|s| s.size = Some("1K".into())), ["size 1K", "at least 256M"]),
             (with(|s| s.memory = Some("x".into())), ["memory", "at least 16M"]),
-            (with(|s| s.lease = Some(0)), ["lease", "at least 1"]),
+            (with(|s| s.lease = Some(89)), ["lease", "at least 90"]),
             (with(|s| s.cores = Some("x".into())), ["cores x", "--cores 0-3"]),
             (with(|s| s.cores = Some("3-1".into())), ["upwards", "--cores 0-3"]),
             (with(|s| s.cores = Some("60000".into())), ["may not use processor 60000", "only 0"]),

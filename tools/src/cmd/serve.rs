@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// Buffers per core: `128M`.
     #[arg(long)]
     memory: Option<String>,
-    /// Seconds after which a silent client's session ends. Default: 120.
+    /// Seconds after which a silent client's session ends: at least 90. Default: 120.
     #[arg(long, value_name = "SECONDS")]
     lease: Option<u64>,
     /// Accepts a data directory or device that is a copy, whose original is gone for good.
