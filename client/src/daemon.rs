@@ -11,9 +11,11 @@
 //! 1. The parent ends only when the daemon has reported or is dead; a daemon that dies without a word is an error.
 //! 2. Until it has reported, the daemon writes to the terminal of its parent; afterwards only to its log.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
 
 use crate::MountError;
 use crate::sys::{self, Standard};
@@ -50,12 +52,15 @@ impl Started {
     }
 }
 
-/// Forks, detaches from the terminal, and sends stdout and stderr to `log` (appended; /dev/null if `None`) once
-/// [`Started::report`] has been called. Must be called before the process has a second thread (asserted).
-pub fn daemonize(log: Option<&Path>) -> Result<Forked, MountError> {
-    let path = log.unwrap_or(Path::new("/dev/null"));
-    let log = OpenOptions::new().append(true).create(true).open(path).map_err(|error| {
-        MountError(format!("cannot open the log {}: {error}; name another file", path.display()))
+/// Forks, detaches from the terminal, and sends stdout and stderr to the file `log` (appended) once [`Started::report`]
+/// has been called. Must be called before the process has a second thread (asserted).
+pub fn daemonize(log: &Path) -> Result<Forked, MountError> {
+    let opened = OpenOptions::new().append(true).create(true).mode(LOG_MODE).open(log);
+    let log = opened.map_err(|error| {
+        MountError(format!(
+            "cannot open the log {}: {error}; name another file with -o log=FILE",
+            log.display()
+        ))
     })?;
     let failed = |error: io::Error| MountError(format!("cannot go to the background: {error}"));
     let (read, write) = sys::pipe().map_err(failed)?;
@@ -76,6 +81,40 @@ pub fn daemonize(log: Option<&Path>) -> Result<Forked, MountError> {
     }
 }
 
+/// Where the daemon of a mount at `mountpoint` (absolute) writes its log if nobody says: root's in /var/log/sealfs,
+/// anybody else's in $XDG_STATE_HOME/sealfs (~/.local/state/sealfs), named after the mountpoint: `mnt-seal.log`. The
+/// directory is made if need be.
+pub fn default_log(mountpoint: &Path) -> Result<PathBuf, MountError> {
+    let absolute = |name: &str| {
+        std::env::var_os(name).map(PathBuf::from).filter(|directory| directory.is_absolute())
+    };
+    let directory = if sys::is_root() {
+        PathBuf::from("/var/log/sealfs")
+    } else {
+        let home = || absolute("HOME").map(|home| home.join(".local/state"));
+        let state = absolute("XDG_STATE_HOME").or_else(home);
+        let none = || MountError("there is no home for a log; name a file with -o log=FILE".into());
+        state.ok_or_else(none)?.join("sealfs")
+    };
+    std::fs::create_dir_all(&directory).map_err(|error| {
+        MountError(format!(
+            "cannot make {} for the log: {error}; name a file with -o log=FILE",
+            directory.display()
+        ))
+    })?;
+    Ok(directory.join(log_name(mountpoint)))
+}
+
+fn log_name(mountpoint: &Path) -> OsString {
+    let parts = mountpoint.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        _ => None,
+    });
+    let mut name = parts.collect::<Vec<_>>().join(OsStr::new("-"));
+    name.push(".log");
+    name
+}
+
 /// What the daemon reports.
 fn outcome(mut pipe: File) -> Result<(), String> {
     let mut report = Vec::new();
@@ -90,6 +129,8 @@ fn outcome(mut pipe: File) -> Result<(), String> {
 
 /// What a daemon reports that has started; no error text begins so.
 const READY: &[u8] = b"\0ready";
+/// Inode numbers and addresses are nobody else's business.
+const LOG_MODE: u32 = 0o640;
 
 #[cfg(test)]
 mod tests {
@@ -100,6 +141,12 @@ mod tests {
         let (read, write) = sys::pipe().unwrap();
         File::from(write).write_all(bytes).unwrap();
         outcome(File::from(read))
+    }
+
+    #[test]
+    fn a_log_is_named_after_its_mountpoint() {
+        assert_eq!(log_name(Path::new("/mnt/my seal")), "mnt-my seal.log");
+        assert_eq!(log_name(Path::new("/")), ".log");
     }
 
     #[test]

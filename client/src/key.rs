@@ -7,16 +7,24 @@ use std::path::Path;
 
 use sealfs_transport::Key;
 
-use crate::MountError;
+use crate::{MountError, sys};
 
-/// Reads a key: 64 hexadecimal digits. A key that others on the machine can read is no secret.
+/// Reads a key: 64 hexadecimal digits. A key that others on the machine can read is no secret, and one that is another
+/// user's may be anybody's.
 pub(crate) fn read_key(path: &Path) -> Result<Key, MountError> {
     let shown = path.display();
     let wrong = |cause: String| MountError(format!("key file {shown}: {cause}"));
     let file = File::open(path).map_err(|error| {
         wrong(format!("{error}; copy the cluster's key there, or name another file with --key"))
     })?;
-    let mode = file.metadata().map_err(|error| wrong(error.to_string()))?.mode();
+    let found = file.metadata().map_err(|error| wrong(error.to_string()))?;
+    let (mode, owner) = (found.mode(), found.uid());
+    if owner != 0 && owner != sys::user() {
+        return Err(wrong(format!(
+            "it belongs to uid {owner}, who can change it; run `chown {} {shown}`",
+            sys::user()
+        )));
+    }
     if mode & 0o077 != 0 {
         let mode = mode & 0o777;
         return Err(wrong(format!("mode {mode:03o} lets others use it; run `chmod 600 {shown}`")));

@@ -19,11 +19,12 @@ mod probe;
 mod status;
 mod sys;
 
-pub use daemon::{Forked, Started, daemonize};
+pub use daemon::{Forked, Started, daemonize, default_log};
 pub use key::check_key;
 pub use link::Network;
 pub use mount::{Mount, MountConfig, MountError, POOL_LEN, unmount};
 pub use options::{Consistency, MountOptions};
+pub use point::is_mounted;
 pub use probe::{BULK_LEN, Measured, Probed, ROUND_TRIPS, probe_nodes};
 pub use sealfs_net::Choice;
 pub use status::{ClusterStatus, Reached, cluster_status, read_nodes};

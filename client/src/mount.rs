@@ -165,13 +165,16 @@ fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Resul
     // Nobody hears it if `start` has gone, which then unmounts.
     let _ = mounted.send(());
     let served = client.serve(Kernel::new(device), config.options.consistency);
-    match served {
+    let ended = match served {
         Ok(()) => client.finish(&config.options),
-        Err(_) => abandon(client, &config.mountpoint),
-    }
+        Err(error) => {
+            abandon(client, &config.mountpoint);
+            Err(error)
+        }
+    };
     let PayloadBytes { copied, framed, .. } = payload_of_process();
     tracing::info!(copied, framed, "the mount has ended; bytes of payload");
-    served
+    ended
 }
 
 /// The loop itself has failed. The entry in the mount table is removed by another thread, for that may wait for answers
@@ -272,16 +275,20 @@ impl Client {
     /// Brings what is not settled yet to the nodes, and says good-bye. A node that is dead may keep that from happening;
     /// what programs were told is durable is so all the same. It syncs no devices: a thousand clients that end with their
     /// job would each have every node sync everything.
-    fn finish(&self, options: &MountOptions) {
+    fn finish(&self, options: &MountOptions) -> Result<(), MountError> {
         let wait =
             if options.timeout_ms == 0 { FINISH_MS } else { options.timeout_ms.min(FINISH_MS) };
         let fs = self.fs.clone();
         let until = sealfs_ring::now().mono.after_ms(wait);
-        match self.block_on(until, async move { fs.leave().await }) {
-            Ok(Some(Ok(()))) => {}
-            Ok(Some(Err(errno))) => tracing::warn!("not everything could be settled: {errno}"),
-            Ok(None) => tracing::warn!("nodes did not answer; not everything could be settled"),
-            Err(error) => tracing::error!("{error}"),
+        let unsettled = |cause: &str| {
+            Err(MountError(format!(
+                "unmounted, but size, times or space of files that were written last may be old: {cause}"
+            )))
+        };
+        match self.block_on(until, async move { fs.leave().await })? {
+            Some(Ok(())) => Ok(()),
+            Some(Err(errno)) => unsettled(&format!("a node answered {errno}")),
+            None => unsettled(&format!("no answer in {} s", wait / 1_000)),
         }
     }
 }

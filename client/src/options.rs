@@ -43,6 +43,8 @@ pub struct MountOptions {
     pub timeout_ms: u64,
     /// File with the cluster's key (`key=`).
     pub key: Option<PathBuf>,
+    /// File for the log of a mount in the background (`log=`).
+    pub log: Option<PathBuf>,
 }
 
 impl Default for MountOptions {
@@ -58,6 +60,7 @@ impl Default for MountOptions {
             consistency: Consistency::CloseToOpen,
             timeout_ms: limits::TIMEOUT_MS,
             key: None,
+            log: None,
         }
     }
 }
@@ -105,11 +108,15 @@ impl MountOptions {
                 return Err(MountError("mount option `key=` names no file".into()));
             }
             Some(("key", path)) => self.key = Some(PathBuf::from(path)),
+            Some(("log", "")) => {
+                return Err(MountError("mount option `log=` names no file".into()));
+            }
+            Some(("log", path)) => self.log = Some(PathBuf::from(path)),
             _ if is_for_mount(word) => {}
             _ => {
                 return Err(MountError(format!(
                     "unknown mount option `{word}`; known are ro, rw, nodev, nosuid, noexec, noatime, allow_other, \
-                     transport=auto|tcp|rdma, rdma_device=DEVICE, consistency=close-to-open|strict, timeout=SECONDS, key=FILE"
+                     transport=auto|tcp|rdma, rdma_device=DEVICE, consistency=close-to-open|strict, timeout=SECONDS, key=FILE, log=FILE"
                 )));
             }
         }
@@ -168,13 +175,14 @@ mod tests {
     #[test]
     fn a_list_is_applied_from_left_to_right() {
         let mut options = MountOptions::default();
-        let list = "ro,defaults,_netdev,x-systemd.automount,nosuid,timeout=5,key=/etc/sealfs.key,transport=tcp,rw,\
+        let list = "ro,defaults,_netdev,x-systemd.automount,nosuid,timeout=5,key=/etc/sealfs.key,transport=tcp,log=/l,rw,\
                     consistency=close-to-open,consistency=strict,";
         options.apply(list).unwrap();
         let expected = MountOptions {
             nosuid: true,
             timeout_ms: 5_000,
             key: Some("/etc/sealfs.key".into()),
+            log: Some("/l".into()),
             network: Network { choice: Choice::Tcp, rdma_device: None },
             consistency: Consistency::Strict,
             ..MountOptions::default()
@@ -184,7 +192,8 @@ mod tests {
 
     #[test]
     fn an_unknown_word_is_refused_by_name() {
-        let words = ["raedonly", "timeout=soon", "timeout=-1", "transport=ib", "key=", "ro=1"];
+        let words =
+            ["raedonly", "timeout=soon", "timeout=-1", "transport=ib", "key=", "log=", "ro=1"];
         for word in words.into_iter().chain(["consistency=some"]) {
             let error = MountOptions::default().apply(&format!("ro,{word}")).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");

@@ -107,8 +107,8 @@ pub(crate) fn is_dead(path: &Path) -> bool {
     })
 }
 
-/// Whether the mount table holds a sealfs mount at `path`.
-pub(crate) fn is_mounted(path: &Path) -> bool {
+/// Whether the kernel's table holds a sealfs mount at `path` (absolute, without symbolic links). Asks nothing of the mount.
+pub fn is_mounted(path: &Path) -> bool {
     let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
     table.split(|&byte| byte == b'\n').any(|line| {
         let (head, tail) = split_mountinfo(line);

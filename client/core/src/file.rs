@@ -473,6 +473,8 @@ impl Open {
     fn lose_session(&self) {
         let lockers = self.lockers.take();
         if lockers.iter().any(|&(space, owner)| self.file.holds(space, owner)) {
+            let ino = self.file.ino;
+            tracing::error!(%ino, "a lock is lost with the session; its descriptor gets EIO until it is closed");
             self.standing.set(Standing::LockLost);
         }
     }

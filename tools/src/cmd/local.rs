@@ -9,6 +9,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -49,6 +50,9 @@ enum Verb {
         /// Removes the data and the key too.
         #[arg(long)]
         wipe: bool,
+        /// Also while files are open.
+        #[arg(long)]
+        force: bool,
     },
     /// Shows it.
     Status {
@@ -63,14 +67,33 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Verb::Up { mountpoint, nodes, size, dir } => {
             up(&Home(home(dir)?), &std::path::absolute(mountpoint)?, nodes, &size)
         }
-        Verb::Down { dir, wipe } => down(&Home(home(dir)?), wipe),
+        Verb::Down { dir, wipe, force } => down(&Home(home(dir)?), wipe, force),
         Verb::Status { dir } => show(&Home(home(dir)?)),
     }
 }
 
 fn home(dir: Option<PathBuf>) -> Result<PathBuf, Failure> {
     let default = || format!("/var/tmp/sealfs-local-{}", rustix::process::getuid().as_raw()).into();
-    Ok(std::path::absolute(dir.unwrap_or_else(default))?)
+    let home = std::path::absolute(dir.unwrap_or_else(default))?;
+    check_home(&home)?;
+    Ok(home)
+}
+
+/// In /var/tmp anybody may have made it first. What is another's, or a symbolic link, or open to others is not used: key
+/// and pid files in it would be theirs.
+fn check_home(home: &Path) -> Result<(), Failure> {
+    let Ok(found) = fs::symlink_metadata(home) else { return Ok(()) };
+    let cause = if !found.is_dir() {
+        "it is no directory"
+    } else if found.uid() != rustix::process::geteuid().as_raw() {
+        "it belongs to another user"
+    } else if found.mode() & 0o022 != 0 {
+        "others may write in it"
+    } else {
+        return Ok(());
+    };
+    let shown = home.display();
+    Err(format!("{shown}: {cause}; remove it, or name a directory of your own with --dir").into())
 }
 
 /// The directory of a local cluster.
@@ -136,6 +159,16 @@ fn up(home: &Home, mountpoint: &Path, count: u16, size: &str) -> Result<(), Fail
         prepare(home, count)?;
     }
     let lines = home.node_lines()?;
+    let is_here = fs::read(home.mountpoint_file())
+        .is_ok_and(|there| there == mountpoint.as_os_str().as_encoded_bytes());
+    if is_here
+        && sealfs_client::is_mounted(mountpoint)
+        && lines.iter().all(|(id, _)| home.running(*id).is_some())
+    {
+        show(home)?;
+        println!("\nit is up already, mounted on {}", mountpoint.display());
+        return Ok(());
+    }
     let mut started = Vec::new();
     let result = lines
         .iter()
@@ -164,8 +197,13 @@ fn up(home: &Home, mountpoint: &Path, count: u16, size: &str) -> Result<(), Fail
 
 /// Makes key and nodes file; the nodes file last, for its presence says that all is there.
 fn prepare(home: &Home, count: u16) -> Result<(), Failure> {
-    fs::create_dir_all(&home.0)
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&home.0)
         .map_err(|error| format!("cannot make {}: {error}", home.0.display()))?;
+    // Somebody else may have been faster.
+    check_home(&home.0)?;
     if !home.key().exists() {
         super::key::create(&home.key())?;
     }
@@ -237,12 +275,12 @@ fn show(home: &Home) -> Result<(), Failure> {
     Ok(())
 }
 
-fn down(home: &Home, wipe: bool) -> Result<(), Failure> {
+fn down(home: &Home, wipe: bool, force: bool) -> Result<(), Failure> {
     let lines = home.node_lines()?;
     if let Ok(mountpoint) = fs::read_to_string(home.mountpoint_file()) {
         let mountpoint = PathBuf::from(mountpoint);
-        if is_mounted(&mountpoint)? {
-            sealfs_client::unmount(&mountpoint, false)?;
+        if sealfs_client::is_mounted(&mountpoint) {
+            sealfs_client::unmount(&mountpoint, force)?;
         }
         fs::remove_file(home.mountpoint_file())?;
     }
@@ -258,16 +296,6 @@ fn down(home: &Home, wipe: bool) -> Result<(), Failure> {
         fs::remove_dir_all(&home.0)?;
     }
     Ok(())
-}
-
-/// Whether something of ours is mounted there, by the kernel's own table.
-fn is_mounted(mountpoint: &Path) -> Result<bool, Failure> {
-    let table = fs::read_to_string("/proc/self/mounts")?;
-    let wanted = mountpoint.display().to_string().replace(' ', "\\040");
-    Ok(table.lines().any(|line| {
-        let mut words = line.split(' ');
-        words.nth(1) == Some(&wanted) && words.next().is_some_and(|kind| kind.contains("sealfs"))
-    }))
 }
 
 /// Asks the process to end and waits; SIGKILL when it does not: what it acknowledged is written already.
@@ -288,4 +316,29 @@ fn end(pid: Pid, patience: Duration) -> Result<(), Failure> {
         }
     }
     Err("does not end, not even by SIGKILL".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_home_that_others_could_have_laid_out_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("home");
+        let refused = |home: &Path| check_home(home).err().map(|error| error.to_string());
+        assert_eq!(refused(&home), None, "it will be made");
+        fs::create_dir(&home).unwrap();
+        fs::set_permissions(&home, Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(refused(&home), None);
+        fs::set_permissions(&home, Permissions::from_mode(0o777)).unwrap();
+        assert!(refused(&home).unwrap().contains("others may write"));
+        let link = dir.path().join("link");
+        symlink(dir.path(), &link).unwrap();
+        assert!(refused(&link).unwrap().contains("no directory"));
+        assert!(refused(Path::new("/tmp")).unwrap().contains("--dir"));
+    }
 }

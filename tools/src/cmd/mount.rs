@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use sealfs_client::{Forked, Mount, MountConfig, MountOptions, Started, daemonize};
+use sealfs_client::{Forked, Mount, MountConfig, MountOptions, Started, daemonize, default_log};
 use sealfs_proto::Address;
 
 use crate::Failure;
@@ -37,9 +37,12 @@ pub(crate) struct Args {
     /// Stay in the foreground.
     #[arg(long, short)]
     foreground: bool,
-    /// Where the daemon writes its log.
+    /// Where the daemon writes its log. Default: /var/log/sealfs/MOUNTPOINT.log, or ~/.local/state/sealfs.
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
+    /// Only checks the options (mount(8) -f).
+    #[arg(long, hide = true)]
+    fake: bool,
     /// Pin the client's thread to this processor.
     #[arg(long, value_name = "CPU")]
     pin: Option<usize>,
@@ -73,11 +76,17 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         options,
         pin: args.pin,
     };
+    if args.fake {
+        return Ok(());
+    }
     if args.foreground {
         return Ok(Mount::start(config)?.wait()?);
     }
-    let log_file = args.log_file.as_deref().map(absolute).transpose()?;
-    match daemonize(log_file.as_deref())? {
+    let log_file = match args.log_file.or_else(|| config.options.log.clone()) {
+        Some(log_file) => absolute(&log_file)?,
+        None => default_log(&config.mountpoint)?,
+    };
+    match daemonize(&log_file)? {
         Forked::Parent(result) => Ok(result?),
         Forked::Child(started) => serve(config, started),
     }
@@ -103,16 +112,22 @@ pub(crate) fn addresses(text: &str) -> Result<Vec<Address>, Failure> {
     Ok(nodes.into_iter().flat_map(|node| node.addresses).collect())
 }
 
-/// mount(8) calls `mount.sealfs NODES MOUNTPOINT [-sfnv] [-o LIST]`: the same as `sealfs mount`.
+/// mount(8) calls `mount.sealfs NODES MOUNTPOINT [-sfnv] [-N NAMESPACE] [-o LIST] [-t TYPE]`: the same as `sealfs mount`, but
+/// that `-f` is "fake" there.
 pub(crate) fn from_helper(words: &[OsString]) -> Vec<OsString> {
     let mut out: Vec<OsString> = vec!["sealfs".into(), "mount".into()];
-    out.extend(
-        words
-            .iter()
-            .skip(1)
-            .filter(|word| *word != "-s" && *word != "-n" && *word != "-v")
-            .cloned(),
-    );
+    let mut words = words.iter().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_encoded_bytes() {
+            b"-o" => out.extend([Some(word), words.next()].into_iter().flatten().cloned()),
+            // mount(8) has entered the namespace itself.
+            b"-t" | b"-N" => drop(words.next()),
+            [b'-', flags @ ..] if flags.iter().all(|flag| b"sfnv".contains(flag)) => {
+                out.extend(flags.contains(&b'f').then(|| "--fake".into()));
+            }
+            _ => out.push(word.clone()),
+        }
+    }
     out
 }
 
@@ -131,5 +146,10 @@ mod tests {
         let expected =
             ["sealfs", "mount", "n1:7000", "/mnt", "-o", "ro,key=/k"].map(OsString::from);
         assert_eq!(from_helper(&words), expected);
+        let words = ["mount.sealfs", "n1:7000", "/mnt", "-fv", "-t", "sealfs", "-o", "rw"]
+            .map(OsString::from);
+        let expected =
+            ["sealfs", "mount", "n1:7000", "/mnt", "--fake", "-o", "rw"].map(OsString::from);
+        assert_eq!(from_helper(&words), expected, "it is not the foreground");
     }
 }

@@ -90,7 +90,10 @@ impl Fs {
                 Some(found) => return Ok(found),
                 None if complete >= size && whence == Whence::Data => return Err(Errno::ENXIO),
                 None if complete >= size => return Ok(size),
-                None if complete <= at => return Err(Errno::EIO),
+                None if complete <= at => {
+                    tracing::error!(ino = %file.ino, at, "a node does not say where its data goes on");
+                    return Err(Errno::EIO);
+                }
                 None => at = complete,
             }
         }
