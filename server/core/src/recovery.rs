@@ -152,7 +152,8 @@ impl Recovery {
         shards.collect()
     }
 
-    /// The core. It serves once it and its siblings have told each other what space they use, some turns later. `seed` feeds the jitter of back-offs.
+    /// The core. It serves once it and its siblings have told each other what space they use, some turns later. `seed` feeds
+    /// the jitter of back-offs.
     #[must_use]
     pub fn finish(self, ports: Ports, now: Now, seed: u64) -> Core {
         let zeros = zeros(&*ports.arena);

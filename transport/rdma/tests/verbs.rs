@@ -20,7 +20,7 @@ use sealfs_proto::{
 use sealfs_rdma::verbs::ibv::Ibv;
 use sealfs_rdma::{Config, Rdma};
 use sealfs_ring::{Pool, Ring};
-use sealfs_transport::suite::{self, End, Fixture, Raw};
+use sealfs_transport::suite::{End, Fixture, Raw};
 use sealfs_transport::{
     Arena, Bulk, Conn, Event, Frame, Hello, Identity, Instant, Key, Peer, Serves, Transport,
     payload_bytes_copied,
@@ -164,40 +164,7 @@ fn say(text: &str) {
     println!("{text}");
 }
 
-macro_rules! over_verbs {
-    ($($name:ident)*) => {
-        $(
-            #[test]
-            fn $name() {
-                if let Some(mut machine) = machine() {
-                    suite::$name(&mut machine);
-                }
-            }
-        )*
-    };
-}
-
-over_verbs! {
-    every_token_completes_once
-    frames_arrive_in_order
-    a_slow_peer_is_bounded_by_credits
-    a_paused_connection_takes_no_requests_and_loses_none
-    a_lent_region_comes_back_with_the_reply_or_the_end
-    a_frame_for_a_dying_connection_gives_its_region_back
-    a_reply_to_a_connection_that_is_gone_is_dropped
-    many_connections_live_side_by_side
-    payload_of_any_size_is_pulled_whole
-    payload_of_any_size_is_pushed_whole
-    a_request_may_be_answered_without_a_pull
-    who_has_the_key_is_admitted_by_the_core
-    a_client_without_a_map_is_sent_it
-    a_wrong_key_is_refused
-    another_cluster_or_node_is_refused_by_name
-    an_ended_session_is_told_so
-    nobody_at_the_address_is_an_end_that_names_it
-    a_replayed_handshake_is_refused
-    garbage_ends_its_own_connection_only
-}
+sealfs_transport::transport_suite!(some machine());
 
 const TURNS_MAX: usize = 3_000;
 

@@ -190,6 +190,24 @@ pub fn check_header(header: &Header, may_carry_map: bool) -> Result<(), CloseRea
     Ok(())
 }
 
+/// Whether a frame that begins with `header` may come after the handshake, which agreed on `version`; `accepted`: the peer
+/// connected to this end, and so sends requests.
+pub fn check_frame(header: &Header, accepted: bool, version: u8) -> Result<(), CloseReason> {
+    let wrong = |what: &str| Err(CloseReason::Corrupt(format!("{what} is not allowed")));
+    let is_request = match header.kind {
+        HeaderKind::Request | HeaderKind::RequestForBulk => true,
+        HeaderKind::Reply => false,
+        HeaderKind::Handshake => return wrong("a handshake after the handshake"),
+    };
+    if is_request != accepted {
+        return wrong("a frame of the wrong direction");
+    }
+    if header.version != version {
+        return wrong("a frame of another version than was agreed on");
+    }
+    Ok(())
+}
+
 /// Connecting, message 1 sent.
 #[derive(Debug)]
 pub struct Greeted {

@@ -490,7 +490,7 @@ impl Connection {
         };
         let header = Header::from_bytes(head).map_err(|error| corrupt(&error))?;
         if let Phase::Open(version) = self.phase {
-            self.check_header(&header, version)?;
+            handshake::check_frame(&header, self.accepted, version)?;
             if self.accepted && !self.may_take(&header) {
                 return Ok(Progress::Stalled);
             }
@@ -510,21 +510,6 @@ impl Connection {
             self.on_handshake(&body, events)?;
         }
         Ok(Progress::Made)
-    }
-
-    fn check_header(&self, header: &Header, version: u8) -> Result<(), CloseReason> {
-        let from_a_client = match header.kind {
-            HeaderKind::Request | HeaderKind::RequestForBulk => true,
-            HeaderKind::Reply => false,
-            HeaderKind::Handshake => return wrong("a handshake after the handshake"),
-        };
-        if from_a_client != self.accepted {
-            return wrong("a frame of the wrong direction");
-        }
-        if header.version != version {
-            return wrong("a frame of another version than was agreed on");
-        }
-        Ok(())
     }
 
     /// Whether a request may be taken now; one alone is always within the limits. Replies that wait to be sent count, so

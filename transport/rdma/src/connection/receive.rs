@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use sealfs_proto::{ClusterMap, Header, HeaderKind, TransportKind, limits};
-use sealfs_transport::handshake::{Failed, Step};
+use sealfs_transport::handshake::{self, Failed, Step};
 use sealfs_transport::{CloseReason, Event, Moved, Peer, Region, Slice, count_payload};
 
 use super::{Assembly, Connection, Lent, Outcome, Phase, Promise, Reach, Reading};
@@ -103,26 +103,11 @@ impl Connection {
         }
         let header = Header::from_bytes(head).map_err(|error| corrupt(&error))?;
         match &self.phase {
-            Phase::Open(version) => self.check_header(&header, *version)?,
+            Phase::Open(version) => handshake::check_frame(&header, self.accepted, *version)?,
             Phase::Meeting(exchange) => exchange.check(&header).map_err(|failed| failed.why)?,
             other => panic!("a frame in {other:?}"),
         }
         self.assembly = Some(Assembly { header, head: *head, body: rest.to_vec() });
-        Ok(())
-    }
-
-    fn check_header(&self, header: &Header, version: u8) -> Outcome {
-        let from_a_client = match header.kind {
-            HeaderKind::Request | HeaderKind::RequestForBulk => true,
-            HeaderKind::Reply => false,
-            HeaderKind::Handshake => return wrong("a handshake after the handshake"),
-        };
-        if from_a_client != self.accepted {
-            return wrong("a frame of the wrong direction");
-        }
-        if header.version != version {
-            return wrong("a frame of another version than was agreed on");
-        }
         Ok(())
     }
 
