@@ -263,6 +263,13 @@ fn mount(home: &Home, mountpoint: &Path) -> Result<(), Failure> {
 }
 
 fn show(home: &Home) -> Result<(), Failure> {
+    if home.node_lines()?.iter().all(|(id, _)| home.running(*id).is_none()) {
+        let shown = home.0.display();
+        return Err(format!(
+            "no node of {shown} runs; `sealfs local up MOUNTPOINT` starts them with the data they have"
+        )
+        .into());
+    }
     let nodes = home.nodes();
     let addresses = super::mount::addresses(&nodes.to_string_lossy())?;
     let status = sealfs_client::cluster_status(

@@ -3,6 +3,8 @@
 //! A released message never changes its bytes. A line that differs means that old and new software do not understand
 //! each other: add a variant at the end instead, or raise the protocol's version.
 
+mod disk;
+
 use sealfs_proto::{
     Access, Address, Attr, Claim, ClusterId, ClusterMap, Entry, Epoch, Errno, Header, HeaderKind,
     Ino, Kind, Listed, Lock, LockKind, LockOwner, LockSpace, New, Node, NodeId, NodeStatus,
@@ -251,7 +253,7 @@ fn every_message_has_its_golden_bytes() {
         assert_eq!(decode::<Reply>("reply", &bytes).as_ref(), Ok(&reply), "{name}");
         lines.push(format!("reply.{name} {}", hex(&bytes)));
     }
-    let golden = include_str!("../golden/messages-1.txt");
+    let golden = include_str!("../../golden/messages-1.txt");
     let differing: Vec<_> =
         lines.iter().zip(golden.lines()).filter(|(now, then)| now != then).collect();
     assert!(differing.is_empty(), "now, then: {differing:#?}");
