@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use sealfs_net::Net;
+use sealfs_proto::TransportKind;
 use sealfs_ring::{Owner, Pool, Ring, Wake, now, pin};
 use sealfs_server_core::{Config, Core, CoreId, Mail, Ports};
 use sealfs_transport::{Arena, Instant};
@@ -23,8 +24,8 @@ pub(crate) struct CoreThread {
     pub(crate) config: Config,
     /// The processor to pin it to.
     pub(crate) processor: Option<usize>,
-    /// Bytes of buffers.
-    pub(crate) memory: usize,
+    /// Its part of the node's arena.
+    pub(crate) pool: Pool,
     /// Who the node is in handshakes, and over which transports.
     pub(crate) network: sealfs_net::Config,
     /// Where it listens with RDMA.
@@ -101,7 +102,11 @@ impl CoreThread {
             pin(processor).map_err(failed)?;
         }
         let ring = Ring::new(sealfs_ring::Config::default()).map_err(failed)?;
-        let pool = Pool::new(self.memory).map_err(failed)?;
+        let pool = self.pool;
+        // Every core does so before the first of them registers the arena: nobody goes on before all have their rings.
+        if self.network.choice.may_be_rdma() {
+            pool.populate();
+        }
         drop(report.send(Report::Ring(id, ring.wake())));
         let Ok(wakes) = wakes.recv() else { return Ok(None) };
 
@@ -113,6 +118,10 @@ impl CoreThread {
         let disk = RingDisk::new(ring.clone(), id.0, store, &volume, segments)?;
         let unable = |error: sealfs_net::NetError| StartError(error.to_string());
         let net = Net::new(&ring, &pool, self.network).map_err(unable)?;
+        if net.kinds().contains(&TransportKind::Rdma) {
+            // Its pages are pinned already.
+            ring.register(&pool);
+        }
         let listens = net.listen(&address.to_string(), &self.rdma_listen, true).map_err(unable)?;
         let arena: Rc<dyn Arena> = Rc::new(pool);
         let ports = Ports {

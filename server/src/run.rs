@@ -1,8 +1,8 @@
 //! A running node: one pinned thread per core, how they start together, and how they stop.
 //!
 //! ```text
-//! main:   data directory ─> threads ──────────> wakes to all ──────────────> address, one by one ──> ready
-//! core:                     ring, pool ─> wake        recover ─> recovered          listen, loop ──> ended
+//! main:   directory, arena > threads ──────────> wakes to all ──────────────> address, one by one ──> ready
+//! core:                     ring ───────> wake        recover ─> recovered          listen, loop ──> ended
 //! ```
 //! 1. No core serves before every core has recovered: what one of them refuses stops the node before it answers anybody.
 //! 2. The superblock says `clean` only after all cores have ended in order and everything is on the device.
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use sealfs_net::Choice;
 use sealfs_proto::{ClusterMap, limits};
-use sealfs_ring::{Wake, bind_listener};
+use sealfs_ring::{Pool, Wake, bind_listener};
 use sealfs_server_core::{Config as CoreConfig, CoreId, Mail};
 use sealfs_transport::{Identity, Serves};
 
@@ -98,12 +98,15 @@ impl Server {
             choice: config.transport,
             rdma_device: config.rdma_device.clone(),
         };
+        let pools = Pool::parts(config.memory, usize::from(cores))
+            .map_err(|error| StartError(error.to_string()))?;
         let mut start = Starting::new(cores);
-        for (core, boxes) in (0..cores).zip(mailbox::boxes::<Mail>(cores, BOX_LEN)) {
+        let boxes = mailbox::boxes::<Mail>(cores, BOX_LEN);
+        for (core, (boxes, pool)) in (0..cores).zip(boxes.into_iter().zip(pools)) {
             let thread = CoreThread {
                 config: core_config(core, cores),
                 processor: config.cores[usize::from(core)],
-                memory: config.memory,
+                pool,
                 network: network.clone(),
                 rdma_listen: config.rdma_listen.clone(),
                 files: CoreFiles::of(&dir, core)?,

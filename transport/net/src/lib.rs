@@ -38,6 +38,20 @@ pub enum Choice {
     Rdma,
 }
 
+impl Choice {
+    /// Whether RDMA may be used here: it was asked for, or there is a device. Then all of an arena will be pinned.
+    #[must_use]
+    pub fn may_be_rdma(self) -> bool {
+        let is_there =
+            || std::fs::read_dir("/sys/class/infiniband").is_ok_and(|mut all| all.next().is_some());
+        match self {
+            Self::Tcp => false,
+            Self::Rdma => true,
+            Self::Auto => is_there(),
+        }
+    }
+}
+
 impl FromStr for Choice {
     type Err = NetError;
 

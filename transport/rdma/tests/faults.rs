@@ -26,6 +26,8 @@ struct World {
 struct End {
     rdma: Rdma,
     pool: Pool,
+    /// Another thread's part of the same arena.
+    sibling: Pool,
     host: Host,
 }
 
@@ -53,12 +55,12 @@ impl World {
         let (host, any) = (verbs.name(), verbs.address().to_string());
         let listens = serves.is_some();
         let identity = Arc::new(Identity { key: Key::new([9; 32]), serves });
-        let pool = Pool::new(32 << 20).unwrap();
+        let [pool, sibling] = Pool::parts(32 << 20, 2).unwrap().try_into().unwrap();
         let rdma = Rdma::over(Box::new(verbs), None, &pool, Config::new(identity)).unwrap();
         if listens {
             self.address.text = rdma.listen(&any, false).unwrap().to_string();
         }
-        self.ends.push(Some(End { rdma, pool, host }));
+        self.ends.push(Some(End { rdma, pool, sibling, host }));
         self.ends.len() - 1
     }
 
@@ -245,7 +247,7 @@ fn a_peer_that_fell_silent_is_found_by_a_probe() {
     world.wait_for_request(3);
 }
 
-/// Both ways, straight between the arenas.
+/// Both ways, straight between the arenas, also of what lies in another thread's part.
 #[test]
 fn payload_in_registered_memory_is_not_copied() {
     const LEN: usize = 300_000;
@@ -256,8 +258,11 @@ fn payload_in_registered_memory_is_not_copied() {
     world.ask(client, conn, 1, vec![], Bulk::Receive(room));
     world.wait_for_request(1);
     let slices = [(100_000, 1), (100_000, 2), (100_000, 3)];
-    let slices = slices.map(|(len, fill)| world.slice(SERVER, len, fill)).to_vec();
-    world.answer(served, 1, vec![], Bulk::Send(slices));
+    let mut slices = slices.map(|(len, fill)| world.slice(SERVER, len, fill));
+    let mut elsewhere = world.end(SERVER).sibling.take(100_000).unwrap();
+    elsewhere.bytes_mut().fill(2);
+    slices[1] = elsewhere.freeze();
+    world.answer(served, 1, vec![], Bulk::Send(slices.to_vec()));
     let region = world.until("the reply", |_, event| match event {
         Event::Reply { region, header, .. } => region.filter(|_| header.bulk_len == LEN as u32),
         _ => None,
@@ -267,7 +272,7 @@ fn payload_in_registered_memory_is_not_copied() {
     }
     world.ask(client, conn, 2, vec![], Bulk::Send(vec![region.freeze()]));
     world.wait_for_request(2);
-    let target = world.region(SERVER, LEN, 0);
+    let target = world.end(SERVER).sibling.take(LEN).unwrap();
     world.end(SERVER).rdma.pull(served, 2, target);
     let pulled = world.until("the payload", |_, event| match event {
         Event::Pulled { region, .. } => Some(region),

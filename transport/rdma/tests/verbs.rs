@@ -37,6 +37,8 @@ struct Driven {
     rdma: Rdma,
     ring: Ring,
     pool: Pool,
+    /// Another thread's part of the same arena.
+    sibling: Pool,
 }
 
 impl Driven {
@@ -45,12 +47,17 @@ impl Driven {
     }
 
     fn with(config: Config) -> Self {
+        let [pool, sibling] = Pool::parts(ARENA_LEN / 2, 2).unwrap().try_into().unwrap();
+        Self::over(pool, sibling, config)
+    }
+
+    /// With one part of an arena, another one of which is `sibling`.
+    fn over(pool: Pool, sibling: Pool, config: Config) -> Self {
         let ring = Ring::new(sealfs_ring::Config::default()).unwrap();
         let device = std::env::var("SEALFS_RDMA_DEVICE").ok();
         let config = Config { device, ..config };
-        let pool = Pool::new(16 << 20).unwrap();
         let rdma = Rdma::new(&ring, &pool, config).unwrap_or_else(|error| panic!("{error}"));
-        Self { rdma, ring, pool }
+        Self { rdma, ring, pool, sibling }
     }
 
     /// Sleeps until something happens, and tells it.
@@ -167,6 +174,8 @@ fn say(text: &str) {
 sealfs_transport::transport_suite!(some machine());
 
 const TURNS_MAX: usize = 3_000;
+/// About so many bytes have the arenas of these tests.
+const ARENA_LEN: usize = 16 << 20;
 
 fn identity(serves: bool) -> Arc<Identity> {
     let map = ClusterMap {
@@ -188,7 +197,8 @@ fn serve(node: &mut Driven, events: Vec<Event>) -> usize {
             Event::Proven { conn, .. } => node.rdma.admit(conn, Ok(())),
             Event::Opened { .. } => opened += 1,
             Event::Request { conn, header, .. } if header.kind == HeaderKind::RequestForBulk => {
-                let mut region = node.pool.take(header.bulk_len as usize).unwrap();
+                // As if another core had made the reply.
+                let mut region = node.sibling.take(header.bulk_len as usize).unwrap();
                 region.bytes_mut().fill(header.token as u8);
                 let bulk = Bulk::Send(vec![region.freeze()]);
                 node.send(conn, HeaderKind::Reply, header.token, bulk);
@@ -257,6 +267,25 @@ fn payload_between_arenas_is_not_copied() {
     say(&format!("{}: {counters:?}", stats.connections[0].facts));
     assert_eq!((counters.bytes_written, counters.bytes_read), (1 << 20, 700_000));
     assert_eq!(stats.connections[0].facts.gid.1, "RoCE v2");
+}
+
+/// The kernel counts what devices pin.
+#[test]
+fn an_arena_is_pinned_once_whichever_threads_use_it() {
+    let Some(_) = machine() else { return };
+    let pinned = || -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    };
+    let first = Driven::new(identity(true));
+    let with_one = pinned();
+    assert!(with_one >= ARENA_LEN as u64 / 2, "{with_one} bytes are pinned");
+    let (pool, sibling) = (first.sibling.clone(), first.pool.clone());
+    let second = Driven::over(pool, sibling, Config::new(identity(true)));
+    assert_eq!(pinned(), with_one);
+    drop((first, second));
+    assert_eq!(pinned(), 0);
 }
 
 /// A probe writes nothing, which the peer's device acknowledges by itself.

@@ -1,11 +1,17 @@
-//! A thread's memory: one anonymous mapping cut into slots of three sizes.
+//! A process's arena: one anonymous mapping, of which each thread has a part that is cut into slots of three sizes.
 //!
-//! One mapping, so that it can be registered with io_uring and the NIC at once. Pages come into being when first touched, and
-//! the lowest free slot is taken first, so that a quiet thread uses few of them. Which slots are free is a bitmap of atomic
-//! words: a region may be dropped on another thread, and no lock is needed.
+//! ```text
+//! | part of thread 0            | part of thread 1            | ...     one mapping: registered with a NIC as a whole
+//! | 4K 4K ..| 68K ..| 1M+64K .. | 4K 4K ..| 68K ..| 1M+64K .. |         a part: taken from by one thread
+//! ```
+//! One mapping, so that it is registered with the NIC once, and whatever a thread answers with may lie in any thread's
+//! part. Pages come into being when first touched, and the lowest free slot is taken first, so that a quiet thread uses few
+//! of them. Which slots are free is a bitmap of atomic words: a region may be dropped on another thread, and no lock is
+//! needed.
 //!
 //! 1. A slot whose bit is 0 belongs to exactly one region; a slot whose bit is 1 to nobody.
-//! 2. Slots do not overlap, and begin at multiples of 4 KiB (O_DIRECT).
+//! 2. Slots do not overlap, and begin at multiples of 4 KiB (O_DIRECT); parts begin at multiples of 2 MiB of the arena, so
+//!    that hardly a huge page belongs to two threads.
 //!
 //! Slots are not split or joined: when the small ones are all taken, the next size serves. A pool has a fixed size and does
 //! not grow; `None` is its backpressure.
@@ -21,13 +27,18 @@ use sealfs_transport::{Arena, Memory, Region};
 /// The largest region that a pool gives: one bulk and 64 KiB for what goes before it (a FUSE request's header page).
 pub const REGION_LEN_MAX: usize = limits::BULK_LEN_MAX as usize + 64 * 1024;
 
-/// A bounded set of regions; a clone is the same pool. Dropping it leaves regions that are in use alone.
+/// A bounded set of regions, one thread's part of an arena; a clone is the same pool. Dropping it leaves regions that are in
+/// use alone.
 #[derive(Clone, Debug)]
-pub struct Pool(Arc<Mapping>);
+pub struct Pool(Arc<Part>);
 
 #[derive(Debug)]
-struct Mapping {
-    map: MmapRaw,
+struct Part {
+    /// The whole arena.
+    map: Arc<MmapRaw>,
+    /// Where this part begins in it, and its bytes.
+    start: usize,
+    len: usize,
     classes: Vec<Class>,
     /// Number of the fixed buffer with the ring that has registered it, or `UNREGISTERED`.
     buffer: AtomicU32,
@@ -37,60 +48,82 @@ struct Mapping {
 #[derive(Debug)]
 struct Class {
     slot_len: usize,
-    /// Where the first slot begins in the mapping.
+    /// Where the first slot begins in the part.
     start: usize,
     /// One bit per slot, 1: free.
     free: Box<[AtomicU64]>,
 }
 
-/// Bytes of a slot, and how many sixteenths of the mapping are cut into slots of this size. A block; the smallest chunk with
+/// Bytes of a slot, and how many sixteenths of a part are cut into slots of this size. A block; the smallest chunk with
 /// a header page; a whole bulk. Most memory moves in whole bulks.
 const CLASSES: [(usize, usize); 3] = [(4_096, 1), (64 * 1024 + 4_096, 3), (REGION_LEN_MAX, 12)];
 const UNREGISTERED: u32 = u32::MAX;
+/// A huge page of the machines that there are; only how well memory is laid out depends on it.
+const HUGE_PAGE: usize = 2 << 20;
 
 impl Pool {
-    /// A pool of about `len` bytes (each size gets at least one slot). Cost: address space only, until it is used.
+    /// An arena for one thread, of about `len` bytes (each size gets at least one slot). Cost: address space only, until it
+    /// is used.
     pub fn new(len: usize) -> io::Result<Self> {
+        Ok(Self::parts(len, 1)?.remove(0))
+    }
+
+    /// An arena of `count` parts, for as many threads, of about `len` bytes each. Cost: as [`Pool::new`].
+    pub fn parts(len: usize, count: usize) -> io::Result<Vec<Self>> {
         let classes = CLASSES.map(|(slot_len, share)| {
             let slots = (len / 16 * share / slot_len).max(1);
             (slot_len, slots)
         });
-        Self::with_classes(&classes)
+        Self::with_classes(&classes, count)
     }
 
     /// A pool of `slots` slots of `slot_len` bytes, a multiple of 4 KiB: for a transport's own messages.
     pub fn uniform(slot_len: usize, slots: usize) -> io::Result<Self> {
-        Self::with_classes(&[(slot_len, slots)])
+        Ok(Self::with_classes(&[(slot_len, slots)], 1)?.remove(0))
     }
 
-    fn with_classes(sizes: &[(usize, usize)]) -> io::Result<Self> {
-        let mut start = 0;
-        let classes = sizes
-            .iter()
-            .map(|&(slot_len, slots)| {
-                let class = Class { slot_len, start, free: all_free(slots) };
-                start += slots * slot_len;
-                class
-            })
-            .collect();
-        let map = MmapOptions::new().len(start).map_anon().map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot map {start} bytes of memory: {error}"))
+    fn with_classes(sizes: &[(usize, usize)], count: usize) -> io::Result<Vec<Self>> {
+        let len: usize = sizes.iter().map(|(slot_len, slots)| slots * slot_len).sum();
+        let stride = if count > 1 { len.next_multiple_of(HUGE_PAGE) } else { len };
+        let whole = stride * count;
+        let map = MmapOptions::new().len(whole).map_anon().map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot map {whole} bytes of memory: {error}"))
         })?;
         // Huge pages are an offer of the kernel; without them everything works the same.
         if let Err(error) = map.advise(Advice::HugePage) {
-            tracing::debug!(%error, "no huge pages for the pool");
+            tracing::debug!(%error, "no huge pages for the arena");
         }
-        let buffer = AtomicU32::new(UNREGISTERED);
-        Ok(Self(Arc::new(Mapping { map: MmapRaw::from(map), classes, buffer })))
+        let map = Arc::new(MmapRaw::from(map));
+        let part = |number: usize| {
+            let (map, start) = (Arc::clone(&map), number * stride);
+            let buffer = AtomicU32::new(UNREGISTERED);
+            Self(Arc::new(Part { map, start, len, classes: classes(sizes), buffer }))
+        };
+        Ok((0..count).map(part).collect())
     }
 
-    /// The whole mapping, to register it with a device. It stays mapped as long as the pool or a region of it lives.
+    /// The whole arena, to register it with a device. It stays mapped as long as a pool or a region of it lives.
     #[must_use]
-    pub fn span(&self) -> (*mut u8, usize) {
+    pub fn arena(&self) -> (*mut u8, usize) {
         (self.0.map.as_mut_ptr(), self.0.map.len())
     }
 
-    /// Notes that the mapping is fixed buffer number `buffer`.
+    /// This thread's part of the arena, to register it with its ring.
+    #[must_use]
+    pub fn span(&self) -> (*mut u8, usize) {
+        (self.0.map.as_mut_ptr().wrapping_add(self.0.start), self.0.len)
+    }
+
+    /// Has this thread touch its part, so that its pages lie near its processor before a device pins them: pages that are
+    /// pinned do not move. Cost: all of the memory.
+    pub fn populate(&self) {
+        let (start, len) = (self.0.start, self.0.len);
+        if let Err(error) = self.0.map.advise_range(Advice::PopulateWrite, start, len) {
+            tracing::debug!(%error, "the arena's pages are not touched ahead");
+        }
+    }
+
+    /// Notes that the part is fixed buffer number `buffer`.
     pub(crate) fn set_registered(&self, buffer: u16) {
         self.0.buffer.store(u32::from(buffer), Ordering::Relaxed);
     }
@@ -102,8 +135,8 @@ impl Arena for Pool {
         for (class, slots) in fitting {
             if let Some(slot) = slots.take() {
                 let offset = slots.start + slot * slots.slot_len;
-                let mapping = Arc::clone(&self.0);
-                return Some(Region::new(Slot { mapping, class, slot, offset, len }));
+                let part = Arc::clone(&self.0);
+                return Some(Region::new(Slot { part, class, slot, offset, len }));
             }
         }
         None
@@ -133,6 +166,17 @@ impl Class {
     }
 }
 
+/// A part's classes, one behind the other.
+fn classes(sizes: &[(usize, usize)]) -> Vec<Class> {
+    let mut start = 0;
+    let class = |&(slot_len, slots): &(usize, usize)| {
+        let class = Class { slot_len, start, free: all_free(slots) };
+        start += slots * slot_len;
+        class
+    };
+    sizes.iter().map(class).collect()
+}
+
 /// A bitmap of `slots` ones.
 fn all_free(slots: usize) -> Box<[AtomicU64]> {
     let word = |index: usize| match slots - index * 64 {
@@ -144,37 +188,43 @@ fn all_free(slots: usize) -> Box<[AtomicU64]> {
 
 /// One taken slot; its first `len` bytes are the region.
 struct Slot {
-    mapping: Arc<Mapping>,
+    part: Arc<Part>,
     class: usize,
     slot: usize,
+    /// Where it begins in the part.
     offset: usize,
     len: usize,
 }
 
+impl Slot {
+    fn start(&self) -> *mut u8 {
+        self.part.map.as_mut_ptr().wrapping_add(self.part.start + self.offset)
+    }
+}
+
 impl Memory for Slot {
     fn bytes(&self) -> &[u8] {
-        // SAFETY: offset..offset + len lies inside the slot, the slot inside the mapping (Pool::new laid them out), and the
-        // mapping lives as long as `self.mapping`. The memory is initialised: an anonymous mapping reads as zeros. Invariant
-        // 1: no other region has this slot, so nobody writes while `self` is borrowed.
-        unsafe { std::slice::from_raw_parts(self.mapping.map.as_ptr().add(self.offset), self.len) }
+        // SAFETY: offset..offset + len lies inside the slot, the slot inside the part, the part inside the mapping
+        // (Pool::with_classes laid them out), and the mapping lives as long as `self.part`. The memory is initialised: an
+        // anonymous mapping reads as zeros. Invariants 1 and 2: no other region has this slot, so nobody writes while `self`
+        // is borrowed.
+        unsafe { std::slice::from_raw_parts(self.start(), self.len) }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.mapping.map.as_mut_ptr().add(self.offset), self.len)
-        }
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.len) }
     }
 
     fn registered(&self) -> Option<(u16, u64)> {
-        let buffer = u16::try_from(self.mapping.buffer.load(Ordering::Relaxed)).ok()?;
+        let buffer = u16::try_from(self.part.buffer.load(Ordering::Relaxed)).ok()?;
         Some((buffer, self.offset as u64))
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.mapping.classes[self.class].give(self.slot);
+        self.part.classes[self.class].give(self.slot);
     }
 }
 
@@ -238,6 +288,31 @@ mod tests {
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    #[test]
+    fn parts_share_a_mapping_and_no_memory() {
+        let pools = Pool::parts(1 << 20, 3).unwrap();
+        let (start, len) = pools[0].arena();
+        let mut taken = Vec::new();
+        for (number, pool) in pools.iter().enumerate() {
+            pool.populate();
+            assert_eq!((pool.arena(), pool.span().0 as usize % 4_096), ((start, len), 0));
+            while let Some(mut region) = pool.take(4_096) {
+                let at = region.bytes().as_ptr() as usize;
+                let (part, part_len) = pool.span();
+                assert!((part as usize..part as usize + part_len).contains(&at));
+                assert!(at + 4_096 <= start as usize + len);
+                region.bytes_mut().fill(number as u8);
+                taken.push((number, region));
+            }
+        }
+        assert!(taken.len() > 3 * 16, "{} slots", taken.len());
+        for (number, region) in &taken {
+            assert!(region.bytes().iter().all(|&byte| usize::from(byte) == *number));
+        }
+        taken.retain(|(number, _)| *number != 1);
+        assert!(pools[1].take(1).is_some() && pools[0].take(1).is_none());
     }
 
     #[test]

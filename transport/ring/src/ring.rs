@@ -126,9 +126,10 @@ impl Ring {
         Ok(Self(Rc::new(RefCell::new(inner))))
     }
 
-    /// Registers the pool's memory as a fixed buffer, once per ring, so that positioned reads and writes need not pin its pages
-    /// each time. It pins the whole pool, so it pays for disks with O_DIRECT only. Where the kernel refuses, everything works
-    /// without; a warning says why.
+    /// Registers the pool, this thread's part of the arena, as a fixed buffer, once per ring, so that positioned reads and
+    /// writes need not pin its pages each time; those of memory in other parts do. It pins the whole part, so it pays for
+    /// disks with O_DIRECT, or where a NIC has pinned it already. Where the kernel refuses, everything works without; a
+    /// warning says why.
     pub fn register(&self, pool: &Pool) {
         let mut inner = self.0.borrow_mut();
         assert!(inner.pool.is_none(), "a ring registers one pool");
@@ -460,7 +461,7 @@ fn window(region: &mut sealfs_transport::Region, from: usize, to: usize) -> (*mu
     (bytes.as_mut_ptr(), u32::try_from(bytes.len()).expect("a region is smaller than 4 GiB"))
 }
 
-/// Whether this memory lies in the fixed buffer. A region of another thread's pool does not.
+/// Whether this memory lies in the fixed buffer. A region of another thread's part does not.
 fn is_fixed(pool: Option<&Pool>, start: *const u8, len: u32) -> bool {
     pool.is_some_and(|pool| {
         let (first, pool_len) = pool.span();

@@ -266,7 +266,7 @@ impl Fabric {
         pool: &Pool,
         access: Access,
     ) -> Result<(), Failure> {
-        let (start, len) = pool.span();
+        let (start, len) = pool.arena();
         let remote_key = self.random.next() as u32;
         let registered = &mut self.hosts[host].registered;
         let all = registered.iter().map(|known| known.len).sum::<usize>() + len;

@@ -244,7 +244,8 @@ pub trait Verbs {
     /// Takes a loan back, because the peer is done with it. The caller knows that from the peer's word, which follows its
     /// access in the order of the link.
     fn reclaim(&mut self, link: Link, token: u64) -> Option<Loan>;
-    /// Registers a pool's memory with every device that links use, now and later. Checked before: RLIMIT_MEMLOCK.
+    /// Registers the arena that a pool is a part of with every device that links use, now and later; once for a process, as
+    /// far as it is the same arena and access. Checked before: RLIMIT_MEMLOCK.
     fn register(&mut self, pool: &Pool, access: Access) -> Result<(), Failure>;
     /// Whether `bytes` lie in registered memory.
     fn is_registered(&self, bytes: &[u8]) -> bool;

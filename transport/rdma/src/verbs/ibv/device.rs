@@ -1,55 +1,38 @@
-//! An opened device with what every link on it shares: protection domain, registered memory, completion queue, shared
-//! receive queue.
+//! A device as one endpoint uses it: completion queue and shared receive queue of its own, on the process's [`Domain`].
 //!
-//! 1. Drop order: receive queue, completion queue and channel, registrations, protection domain, context. Queue pairs hold
-//!    the device (`Rc`), so that they are destroyed before any of it.
-//! 2. A registered pool stays mapped until its registration is undone: the registration holds the pool.
-//! 3. A receive buffer belongs to the receive queue from posting to its completion.
+//! 1. Drop order: receive queue, completion queue and channel, registrations, domain. Queue pairs hold the device (`Rc`), so
+//!    that they are destroyed before any of it.
+//! 2. A receive buffer belongs to the receive queue from posting to its completion.
 
-use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use rdma_sys::{
-    ibv_access_flags, ibv_ack_async_event, ibv_ack_cq_events, ibv_alloc_pd, ibv_async_event,
-    ibv_close_device, ibv_comp_channel, ibv_context, ibv_cq, ibv_create_comp_channel,
-    ibv_create_cq, ibv_create_srq, ibv_dealloc_pd, ibv_dereg_mr, ibv_destroy_comp_channel,
-    ibv_destroy_cq, ibv_destroy_srq, ibv_device_attr, ibv_free_device_list, ibv_get_async_event,
-    ibv_get_cq_event, ibv_get_device_list, ibv_get_device_name, ibv_mr, ibv_open_device, ibv_pd,
-    ibv_poll_cq, ibv_post_srq_recv, ibv_qp, ibv_query_device, ibv_recv_wr, ibv_reg_mr,
-    ibv_req_notify_cq, ibv_resize_cq, ibv_sge, ibv_srq, ibv_srq_attr, ibv_srq_init_attr,
-    ibv_transport_type, ibv_wc, ibv_wc_status,
+    ibv_ack_cq_events, ibv_comp_channel, ibv_cq, ibv_create_comp_channel, ibv_create_cq,
+    ibv_create_srq, ibv_destroy_comp_channel, ibv_destroy_cq, ibv_destroy_srq, ibv_get_cq_event,
+    ibv_pd, ibv_poll_cq, ibv_post_srq_recv, ibv_recv_wr, ibv_req_notify_cq, ibv_resize_cq, ibv_sge,
+    ibv_srq, ibv_srq_attr, ibv_srq_init_attr, ibv_wc, ibv_wc_status,
 };
-use sealfs_ring::{File, Pool};
+use sealfs_ring::{File, Pool, Wake};
 use sealfs_transport::Region;
 
+use super::domain::{Caps, Domain, Event, Registration, Told, failed};
 use super::sys::{cause, nonblocking};
 use crate::verbs::{Access, Failure, MESSAGE_LEN};
 
-/// A device, opened by this endpoint for itself.
+/// See the module's text.
 pub(super) struct Device {
     pub(super) name: String,
     pub(super) caps: Caps,
+    told: Arc<Told>,
     // Dropped in this order.
     srq: Srq,
     cq: Cq,
-    registrations: Vec<Registration>,
-    pd: Pd,
-    context: Context,
-}
-
-/// What it can do.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Caps {
-    pub(super) depth_max: usize,
-    pub(super) pieces_max: usize,
-    pub(super) completions_max: usize,
-    pub(super) buffers_max: usize,
-    /// Reads in flight: issued, and served to a peer.
-    pub(super) reads_issued_max: u8,
-    pub(super) reads_served_max: u8,
+    registrations: Vec<Arc<Registration>>,
+    domain: Arc<Domain>,
 }
 
 /// A completion as the device tells it.
@@ -62,19 +45,6 @@ pub(super) struct Completion {
     pub(super) len: usize,
 }
 
-/// An event of the device itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event {
-    /// The queue pair has failed.
-    QueuePair(u32, u32),
-    /// Nothing on this device works any more.
-    Fatal(u32),
-    /// Of no consequence here.
-    Other(u32),
-}
-
-struct Context(NonNull<ibv_context>);
-struct Pd(NonNull<ibv_pd>);
 struct Cq {
     raw: NonNull<ibv_cq>,
     capacity: usize,
@@ -87,76 +57,15 @@ struct Srq {
     /// Buffers by number; all of them are posted, but for moments.
     buffers: Vec<Option<Region>>,
 }
-struct Registration {
-    raw: NonNull<ibv_mr>,
-    start: usize,
-    len: usize,
-    access: Access,
-    _pool: Pool,
-}
-
 /// Completions that are fetched at once.
 const BATCH: usize = 32;
 
-/// The names of all devices, and whether each can be used: iWARP cannot, for there an RDMA READ needs its target open to
-/// the peer.
-pub(super) fn names() -> Result<Vec<(String, bool)>, Failure> {
-    let mut count = 0;
-    // SAFETY: `count` is writable; the list is freed below and not used after.
-    let list = unsafe { ibv_get_device_list(&mut count) };
-    if list.is_null() {
-        let error = io::Error::last_os_error();
-        return Err(Failure(match error.raw_os_error() {
-            Some(libc::EOPNOTSUPP) => {
-                "libibverbs.so.1 is not installed: install rdma-core (Debian: ibverbs-providers, libibverbs1, librdmacm1), \
-                 or use --transport tcp"
-                    .into()
-            }
-            Some(libc::ENOSYS) => {
-                "this kernel has no RDMA: load the module of the device and ib_uverbs (`modprobe ib_uverbs`), or use \
-                 --transport tcp"
-                    .into()
-            }
-            _ => format!("cannot list RDMA devices: {}", cause(&error)),
-        }));
-    }
-    let names = (0..usize::try_from(count).unwrap_or(0))
-        .map(|index| {
-            // SAFETY: the list has `count` devices, each valid until it is freed; names are zero-terminated.
-            unsafe {
-                let device = *list.add(index);
-                let name = CStr::from_ptr(ibv_get_device_name(device)).to_string_lossy();
-                let is_iwarp = (*device).transport_type == ibv_transport_type::IBV_TRANSPORT_IWARP;
-                (name.into_owned(), !is_iwarp)
-            }
-        })
-        .collect();
-    // SAFETY: it came from ibv_get_device_list, and nothing of it is used any more.
-    unsafe { ibv_free_device_list(list) };
-    Ok(names)
-}
-
 impl Device {
-    /// Opens the device, with room for `buffers` receive buffers.
-    pub(super) fn open(name: &str, buffers: usize) -> Result<Self, Failure> {
-        let failed = |what: &str| {
-            let error = io::Error::last_os_error();
-            let hint = match error.raw_os_error() {
-                Some(libc::EACCES | libc::EPERM) => {
-                    "; this process may not open /dev/infiniband/uverbs*: check its owner and mode (group rdma)"
-                }
-                Some(libc::ENOMEM) => "; RLIMIT_MEMLOCK may be too small: `ulimit -l unlimited`",
-                _ => "",
-            };
-            Failure(format!("device {name}: cannot {what}: {}{hint}", cause(&error)))
-        };
-        let context = Context::open(name)?;
-        let raw = context.0.as_ptr();
-        let caps = context.caps().ok_or_else(|| failed("ask what it can do"))?;
-        nonblocking(context.async_descriptor()).map_err(|_| failed("set its events up"))?;
-        // SAFETY: the context is open. The result is checked.
-        let pd = NonNull::new(unsafe { ibv_alloc_pd(raw) }).map(Pd);
-        let pd = pd.ok_or_else(|| failed("make a protection domain"))?;
+    /// Opens the device for an endpoint that `wake` wakes, with room for `buffers` receive buffers.
+    pub(super) fn open(name: &str, buffers: usize, wake: Wake) -> Result<Self, Failure> {
+        let domain = Domain::of(name)?;
+        let (raw, caps) = (domain.raw_context(), domain.caps);
+        let failed = |what: &str| failed(name, what);
         // SAFETY: the context is open. The result is checked.
         let channel = NonNull::new(unsafe { ibv_create_comp_channel(raw) }).map(Channel);
         let channel = channel.ok_or_else(|| failed("make a completion channel"))?;
@@ -171,26 +80,24 @@ impl Device {
         let attr = ibv_srq_attr { max_wr, max_sge: 1, srq_limit: 0 };
         let mut init = ibv_srq_init_attr { srq_context: ptr::null_mut(), attr };
         // SAFETY: the protection domain is alive, `init` is filled in and writable.
-        let srq = NonNull::new(unsafe { ibv_create_srq(pd.0.as_ptr(), &mut init) });
+        let srq = NonNull::new(unsafe { ibv_create_srq(domain.raw_pd(), &mut init) });
         let srq = srq.ok_or_else(|| failed("make a shared receive queue"))?;
         let srq = Srq { raw: srq, buffers: Vec::new() };
         let caps = Caps { buffers_max: max_wr as usize, ..caps };
+        let told = Arc::new(Told::new(wake));
+        domain.tell(&told);
         let registrations = Vec::new();
-        Ok(Self { name: name.to_owned(), caps, srq, cq, registrations, pd, context })
+        Ok(Self { name: name.to_owned(), caps, told, srq, cq, registrations, domain })
     }
 
     /// What a thread that sleeps watches: completions, and the device's own events.
     pub(super) fn descriptors(&self) -> io::Result<[File; 2]> {
-        let own =
-            |descriptor: BorrowedFd<'_>| -> io::Result<OwnedFd> { descriptor.try_clone_to_owned() };
-        Ok([
-            File::new(own(self.cq.channel.descriptor())?),
-            File::new(own(self.context.async_descriptor())?),
-        ])
+        let completions: OwnedFd = self.cq.channel.descriptor().try_clone_to_owned()?;
+        Ok([File::new(completions), self.domain.events_file()?])
     }
 
     pub(super) fn raw_pd(&self) -> *mut ibv_pd {
-        self.pd.0.as_ptr()
+        self.domain.raw_pd()
     }
 
     pub(super) fn raw_cq(&self) -> *mut ibv_cq {
@@ -203,50 +110,15 @@ impl Device {
 
     // ---- memory ----
 
-    /// Registers a pool's mapping.
+    /// Registers a pool's arena.
     pub(super) fn register(&mut self, pool: &Pool, access: Access) -> Result<(), Failure> {
-        let (start, len) = pool.span();
-        let flags = match access {
-            Access::Local => ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
-            Access::Remote => {
-                ibv_access_flags::IBV_ACCESS_LOCAL_WRITE
-                    | ibv_access_flags::IBV_ACCESS_REMOTE_READ
-                    | ibv_access_flags::IBV_ACCESS_REMOTE_WRITE
-            }
-        };
-        let locked = self.registrations.iter().map(|known| known.len).sum();
-        super::memlock::check(len, locked)?;
-        // SAFETY: start..start + len is the pool's mapping, which the registration keeps alive until it is undone.
-        let raw =
-            unsafe { ibv_reg_mr(self.pd.0.as_ptr(), start.cast(), len, flags.0 as libc::c_int) };
-        let Some(raw) = NonNull::new(raw) else {
-            let error = io::Error::last_os_error();
-            return Err(match error.raw_os_error() {
-                Some(libc::ENOMEM) => super::memlock::refused(len, locked),
-                _ => Failure(format!(
-                    "device {}: cannot register {} MiB of memory: {}",
-                    self.name,
-                    len >> 20,
-                    cause(&error)
-                )),
-            });
-        };
-        let registration =
-            Registration { raw, start: start as usize, len, access, _pool: pool.clone() };
-        self.registrations.push(registration);
+        self.registrations.push(self.domain.register(pool, access)?);
         Ok(())
     }
 
     /// The local and the remote key to registered memory.
     pub(super) fn keys(&self, bytes: &[u8], access: Access) -> Option<(u32, u32)> {
-        let (start, len) = (bytes.as_ptr() as usize, bytes.len());
-        let found = self.registrations.iter().find(|known| {
-            known.start <= start
-                && start + len <= known.start + known.len
-                && (access == Access::Local || known.access == Access::Remote)
-        })?;
-        // SAFETY: the registration is alive.
-        Some(unsafe { (found.raw.as_ref().lkey, found.raw.as_ref().rkey) })
+        self.registrations.iter().find_map(|known| known.keys(bytes, access))
     }
 
     // ---- receive buffers ----
@@ -362,117 +234,28 @@ impl Device {
         }
     }
 
-    /// The next event of the device.
+    // ---- events ----
+
+    /// Takes what the device has to tell, for every endpoint on it.
+    pub(super) fn take_events(&self) {
+        self.domain.take_events();
+    }
+
+    /// The next event that this endpoint was told of. Cost: one load if there is none.
     pub(super) fn event(&self) -> Option<Event> {
-        let mut event = MaybeUninit::<ibv_async_event>::zeroed();
-        // SAFETY: the context is open and its events do not block; `event` is writable.
-        if unsafe { ibv_get_async_event(self.context.0.as_ptr(), event.as_mut_ptr()) } != 0 {
-            return None;
-        }
-        // SAFETY: the call has filled the event in. The type is read as a number, for a newer library may know more types
-        // than the binding. The queue pair of a queue pair's event is alive: destroying one waits for its events.
-        unsafe {
-            let kind = (&raw const (*event.as_ptr()).event_type).cast::<u32>().read();
-            let told = match kind {
-                QP_FATAL..=QP_ACCESS_ERR => {
-                    let queue_pair: *mut ibv_qp = (*event.as_ptr()).element.qp;
-                    Event::QueuePair((*queue_pair).qp_num, kind)
-                }
-                CQ_ERR | DEVICE_FATAL | SRQ_ERR => Event::Fatal(kind),
-                other => Event::Other(other),
-            };
-            ibv_ack_async_event(event.as_mut_ptr());
-            Some(told)
-        }
+        self.told.next()
+    }
+
+    /// Nothing works on it any more: who opens the device from now on opens it anew.
+    pub(super) fn set_gone(&self) {
+        self.domain.set_gone();
     }
 }
-
-/// Numbers of ibv_event_type (verbs.h).
-const CQ_ERR: u32 = 0;
-const QP_FATAL: u32 = 1;
-const QP_ACCESS_ERR: u32 = 3;
-const DEVICE_FATAL: u32 = 8;
-const SRQ_ERR: u32 = 14;
-
-impl Context {
-    fn open(name: &str) -> Result<Self, Failure> {
-        let mut count = 0;
-        // SAFETY: `count` is writable; the list is freed below. A device may be opened while the list lives.
-        let opened = unsafe {
-            let list = ibv_get_device_list(&mut count);
-            if list.is_null() {
-                return Err(Failure(format!("device {name} is gone")));
-            }
-            let mut opened = None;
-            for index in 0..usize::try_from(count).unwrap_or(0) {
-                let device = *list.add(index);
-                if CStr::from_ptr(ibv_get_device_name(device)).to_bytes() == name.as_bytes() {
-                    opened = Some(ibv_open_device(device));
-                }
-            }
-            ibv_free_device_list(list);
-            opened
-        };
-        match opened {
-            None => Err(Failure(format!("there is no device {name}"))),
-            Some(raw) => NonNull::new(raw).map(Self).ok_or_else(|| {
-                let error = io::Error::last_os_error();
-                Failure(format!(
-                    "cannot open device {name}: {}; check owner and mode of /dev/infiniband/uverbs*",
-                    cause(&error)
-                ))
-            }),
-        }
-    }
-
-    fn async_descriptor(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as the context.
-        unsafe { BorrowedFd::borrow_raw(self.0.as_ref().async_fd) }
-    }
-
-    fn caps(&self) -> Option<Caps> {
-        let mut attr = MaybeUninit::<ibv_device_attr>::zeroed();
-        // SAFETY: the context is open and `attr` writable; it is read only if the call has filled it in.
-        let attr = unsafe {
-            if ibv_query_device(self.0.as_ptr(), attr.as_mut_ptr()) != 0 {
-                return None;
-            }
-            attr.assume_init()
-        };
-        let number = |value: i32| usize::try_from(value).unwrap_or(0);
-        let small = |value: i32| value.clamp(1, READS_MAX) as u8;
-        Some(Caps {
-            depth_max: number(attr.max_qp_wr),
-            pieces_max: number(attr.max_sge).max(1),
-            completions_max: number(attr.max_cqe),
-            buffers_max: number(attr.max_srq_wr),
-            reads_issued_max: small(attr.max_qp_init_rd_atom),
-            reads_served_max: small(attr.max_qp_rd_atom),
-        })
-    }
-}
-
-/// Reads in flight on a link: enough to fill a pipe with chunks, few enough for every device.
-const READS_MAX: i32 = 16;
 
 impl Channel {
     fn descriptor(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open as long as the channel.
         unsafe { BorrowedFd::borrow_raw(self.0.as_ref().fd) }
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: everything made of it was dropped before (Device's fields).
-        unsafe { ibv_close_device(self.0.as_ptr()) };
-    }
-}
-
-impl Drop for Pd {
-    fn drop(&mut self) {
-        // SAFETY: everything in it was dropped before (Device's fields, queue pairs hold the device).
-        unsafe { ibv_dealloc_pd(self.0.as_ptr()) };
     }
 }
 
@@ -494,13 +277,5 @@ impl Drop for Srq {
     fn drop(&mut self) {
         // SAFETY: the queue pairs are gone. After it, the device touches none of the buffers, which are dropped next.
         unsafe { ibv_destroy_srq(self.raw.as_ptr()) };
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        // SAFETY: no work that names it is in flight: queue pairs and receive queue were dropped before. The pool is dropped
-        // after this.
-        unsafe { ibv_dereg_mr(self.raw.as_ptr()) };
     }
 }

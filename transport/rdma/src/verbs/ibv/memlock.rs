@@ -4,7 +4,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::verbs::Failure;
 
-/// Fails if registering `len` bytes more would go beyond RLIMIT_MEMLOCK, `locked` bytes being registered by this endpoint.
+/// Fails if registering `len` bytes more would go beyond RLIMIT_MEMLOCK, `locked` bytes being registered by this process.
 pub(super) fn check(len: usize, locked: usize) -> Result<(), Failure> {
     let limit = getrlimit(Resource::Memlock).current;
     match limit {

@@ -1,11 +1,11 @@
 //! Verbs of real devices, by libibverbs and librdmacm, which are loaded when the program starts, if they are installed.
 //!
-//! Each endpoint opens its devices for itself, when the first route goes through them: own protection domain, completion
-//! queue, shared receive queue and events; nothing is shared with other threads but the registered pages themselves. Only a
-//! listener serves several endpoints, for a port can be bound once: it hands incoming ids to them in turn, and they move
-//! them to their own event channels.
+//! The endpoints of a process share each device's protection domain with the registered arena (`domain`), opened when the
+//! first route goes through it, and have completion queue, shared receive queue and queue pairs of their own. A listener
+//! serves several endpoints, for a port can be bound once: it hands incoming ids to them in turn, and they move them to
+//! their own event channels.
 //!
-//! `unsafe` is in `device`, `queue`, `cm` and `sys`; this file decides who owns what and when.
+//! `unsafe` is in `domain`, `device`, `queue`, `cm` and `sys`; this file decides who owns what and when.
 //!
 //! 1. A link's queue pair is destroyed before its memory is given back or dropped, and before its number means nothing.
 //! 2. Completions are fetched until there are none directly after a queue pair was destroyed and before another one is
@@ -19,6 +19,7 @@
 
 mod cm;
 mod device;
+mod domain;
 mod listen;
 mod memlock;
 mod queue;
@@ -36,7 +37,8 @@ use sealfs_ring::{File, Pool, Wake};
 use sealfs_transport::{Arena, Region};
 
 use cm::{Channel, CmEvent, Id};
-use device::{Completion, Device, Event};
+use device::{Completion, Device};
+use domain::Event;
 use listen::{Handed, Inbox, Listener};
 use queue::{QueuePair, Reads};
 
@@ -56,6 +58,7 @@ pub struct Ibv {
     ready: VecDeque<Happening>,
     by_id: HashMap<usize, Link>,
     inbox: Arc<Inbox>,
+    wake: Wake,
     descriptors: Vec<(u64, File)>,
     next_link: u32,
     next_number: u64,
@@ -111,7 +114,7 @@ impl Ibv {
     /// A provider that uses `device` (`None`: whichever a route goes through), and is woken by `wake` when another thread
     /// has something for it. Fails, with what to do, if there is no RDMA here.
     pub fn new(device: Option<&str>, wake: Wake) -> Result<Self, Failure> {
-        let names = device::names()?;
+        let names = domain::names()?;
         let usable: Vec<&String> =
             names.iter().filter(|(_, usable)| *usable).map(|(name, _)| name).collect();
         if usable.is_empty() {
@@ -140,7 +143,8 @@ impl Ibv {
             pools: Vec::new(),
             ready: VecDeque::new(),
             by_id: HashMap::new(),
-            inbox: Arc::new(Inbox::new(wake)),
+            inbox: Arc::new(Inbox::new(wake.clone())),
+            wake,
             descriptors: vec![(CHANNEL, file)],
             next_link: 1,
             next_number: CHANNEL + 1,
@@ -173,7 +177,8 @@ impl Ibv {
         if let Some(index) = known {
             return Ok(index);
         }
-        let mut device = Device::open(name, LINKS_MAX * usize::from(WINDOW) + SPARE)?;
+        let mut device =
+            Device::open(name, LINKS_MAX * usize::from(WINDOW) + SPARE, self.wake.clone())?;
         for (pool, access) in &self.pools {
             device.register(pool, *access)?;
         }
@@ -258,10 +263,15 @@ impl Ibv {
     /// Takes the events of devices.
     fn take_device_events(&mut self) {
         for index in 0..self.devices.len() {
-            while let Some(open) = self.devices[index].as_mut().filter(|open| open.told) {
+            if let Some(open) = &mut self.devices[index]
+                && std::mem::take(&mut open.told)
+            {
+                open.device.borrow().take_events();
+            }
+            while let Some(open) = &self.devices[index] {
                 let event = open.device.borrow().event();
                 match event {
-                    None => open.told = false,
+                    None => break,
                     Some(Event::QueuePair(number, kind)) => {
                         if let Some(&link) = open.queue_pairs.get(&number) {
                             let name = &open.device.borrow().name;
@@ -289,6 +299,7 @@ impl Ibv {
         let Some(open) = self.devices[index].as_mut().filter(|open| !open.gone) else { return };
         open.gone = true;
         open.watch = None;
+        open.device.borrow().set_gone();
         let name = open.device.borrow().name.clone();
         tracing::error!(device = name, "{why}; its connections are lost");
         for link in open.queue_pairs.values() {
@@ -615,9 +626,9 @@ impl Verbs for Ibv {
     fn is_registered(&self, bytes: &[u8]) -> bool {
         let start = bytes.as_ptr() as usize;
         self.pools.iter().any(|(pool, _)| {
-            let (pool_start, len) = pool.span();
-            let pool_start = pool_start as usize;
-            pool_start <= start && start + bytes.len() <= pool_start + len
+            let (arena, len) = pool.arena();
+            let arena = arena as usize;
+            arena <= start && start + bytes.len() <= arena + len
         })
     }
 
