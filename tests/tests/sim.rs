@@ -13,9 +13,11 @@
 //! 3. At the end both clients see the model's tree, and the shards on the disks contradict neither themselves nor each
 //!    other.
 //!
-//! The loss of power (writes that were carried out and not synced) is not simulated.
+//! Some seeds run over RDMA's queue pairs instead of the network in memory (`sim/rdma.rs`). The loss of power (writes that were carried out and not synced) is not simulated.
 #![allow(missing_docs, reason = "tests are named after what they claim")]
 
+#[path = "sim/rdma.rs"]
+mod rdma;
 #[path = "../../server/core/tests/support/mod.rs"]
 mod support;
 
@@ -29,14 +31,16 @@ use sealfs_proto::NodeId;
 use sealfs_server_core::Durability;
 use sealfs_tests::sim::{Program, Races, Trace, Tree, walk};
 use sealfs_transport::Instant;
+use sealfs_transport::mem::MemNetwork;
 use sealfs_transport::tasks::Timers;
-use support::{Cluster, Heap, Setup};
+use support::{Cluster, Setup, Wires};
 
 const NODES: u16 = 3;
 const CLIENTS: usize = 2;
 /// Operations of each client.
 const OPERATIONS: usize = 400;
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=50;
+const SEEDS_OVER_RDMA: std::ops::RangeInclusive<u64> = 1..=20;
 
 /// The cluster and its clients' file systems.
 struct World {
@@ -50,7 +54,7 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64, trace: Trace) -> Self {
+    fn new(network: Rc<dyn Wires>, seed: u64, trace: Trace) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let setup = Setup {
             nodes: NODES,
@@ -67,7 +71,7 @@ impl World {
             seed,
         };
         trace.event(&format!("seed {seed}: {} cores, {:?}", setup.cores, setup.durability));
-        let mut cluster = Cluster::new(setup);
+        let mut cluster = Cluster::over(network, setup);
         while cluster.clients.len() < CLIENTS {
             cluster.client(seed + cluster.clients.len() as u64 + 1);
         }
@@ -75,9 +79,11 @@ impl World {
         let files: Vec<Fs> = cluster
             .clients
             .iter()
-            .map(|calls| {
+            .zip(&cluster.arenas)
+            .map(|(calls, arena)| {
                 let spawner = cluster.tasks.spawner();
-                Fs::new(calls.clone(), spawner, Rc::new(Heap), &cluster.map, Options::default())
+                let arena = Rc::clone(arena);
+                Fs::new(calls.clone(), spawner, arena, &cluster.map, Options::default())
             })
             .collect();
         for fs in files.clone() {
@@ -260,12 +266,16 @@ impl Faults {
 /// From one fault to the next at most.
 const STEPS_MAX: u32 = 1_000;
 
-/// Runs a seed; the hash of everything that happened.
-#[allow(clippy::print_stderr, reason = "a seed that fails shows what led to it")]
+/// Runs a seed over the network in memory; the hash of everything that happened.
 fn run(seed: u64) -> u64 {
+    run_over(|seed| Rc::new(MemNetwork::new(seed)), seed)
+}
+
+#[allow(clippy::print_stderr, reason = "a seed that fails shows what led to it")]
+fn run_over(network: fn(u64) -> Rc<dyn Wires>, seed: u64) -> u64 {
     let trace = Trace::default();
     let result = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(seed, trace.clone());
+        let mut world = World::new(network(seed), seed, trace.clone());
         let first = world.program(0);
         world.block_on(async move { first.prepare(CLIENTS).await });
         world.run_programs();

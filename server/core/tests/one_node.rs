@@ -2,10 +2,13 @@
 
 mod support;
 
+use std::rc::Rc;
+
 use sealfs_proto::{
     Access, Entry, Errno, Header, HeaderKind, Ino, NodeId, Reply, Request, ShardId, Who,
 };
 use sealfs_server_core::Durability;
+use sealfs_transport::mem::MemNetwork;
 use sealfs_transport::{Ask, CallError, payload_bytes_copied};
 use support::{Cluster, Setup};
 
@@ -144,7 +147,8 @@ fn nobody_sees_a_raised_bound_before_it_is_on_the_device() {
 
 #[test]
 fn bad_requests_are_refused_and_bad_bytes_close_their_connection_only() {
-    let mut cluster = Cluster::new(Setup::default());
+    let network = MemNetwork::new(1);
+    let mut cluster = Cluster::over(Rc::new(network.clone()), Setup::default());
     let file = cluster.create(Ino::ROOT, "f");
     let wrong_shard = cluster.call(0, NODE, Ask::read(ShardId(9), Request::Stat { ino: file }));
     assert!(matches!(wrong_shard, Err(CallError::Errno(Errno::EPROTO))), "{wrong_shard:?}");
@@ -152,7 +156,7 @@ fn bad_requests_are_refused_and_bad_bytes_close_their_connection_only() {
     let of_nodes = Request::Resolve { tx, commit: true };
     let of_nodes = cluster.call(0, NODE, Ask::read(ShardId(0), of_nodes));
     assert!(matches!(of_nodes, Err(CallError::Errno(Errno::EPERM))), "{of_nodes:?}");
-    let mut raw = cluster.network.raw("node1core0");
+    let mut raw = network.raw("node1core0");
     let junk = Header::new(HeaderKind::Request, 1).to_bytes(b"junk");
     raw.write(cluster.now, &[&junk[..], b"junk"].concat());
     cluster.run_ms(5);

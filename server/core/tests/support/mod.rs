@@ -4,6 +4,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+mod wires;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -12,8 +14,8 @@ use std::sync::Arc;
 use sealfs_meta::journal::{ENTRY_HEADER_LEN, entries};
 use sealfs_meta::{RootOptions, State, snapshot};
 use sealfs_proto::{
-    Address, ClusterId, ClusterMap, Epoch, Ino, Node, NodeId, Placement, Reply, Request, ShardId,
-    Time, TransportKind, Who, chunk_shard,
+    ClusterId, ClusterMap, Epoch, Ino, Node, NodeId, Placement, Reply, Request, ShardId, Time, Who,
+    chunk_shard,
 };
 use sealfs_server_core::{
     Config, Core, CoreId, Disk, DiskDone, DiskError, DiskOp, Durability, Mail, Mailbox, Ports,
@@ -25,6 +27,7 @@ use sealfs_transport::{
     Answer, Arena, Ask, Bulk, CallError, Calls, Identity, Instant, Key, MapStamp, Me, Now, Options,
     Region, Serves, Slice,
 };
+pub(crate) use wires::Wires;
 
 /// Blocks of a node's volume, if a test does not ask for fewer: 256 MiB.
 pub(crate) const VOLUME_BLOCKS: u64 = 65_536;
@@ -244,15 +247,6 @@ impl Mailbox<Mail> for Channel {
     }
 }
 
-/// Memory without end.
-pub(crate) struct Heap;
-
-impl Arena for Heap {
-    fn take(&self, len: usize) -> Option<Region> {
-        Some(Region::zeroed(len))
-    }
-}
-
 /// A node: its cores while it runs, its device always.
 pub(crate) struct Server {
     pub(crate) id: NodeId,
@@ -299,10 +293,12 @@ pub(crate) struct Cluster {
     pub(crate) setup: Setup,
     pub(crate) map: Arc<ClusterMap>,
     pub(crate) placement: Placement,
-    pub(crate) network: MemNetwork,
+    pub(crate) network: Rc<dyn Wires>,
     pub(crate) now: Instant,
     pub(crate) servers: Vec<Server>,
     pub(crate) clients: Vec<Calls>,
+    /// The memory of each client.
+    pub(crate) arenas: Vec<Rc<dyn Arena>>,
     pub(crate) tasks: Tasks,
     /// What else has a turn before the tasks run, and when it wants the next one.
     pub(crate) turns: Vec<Turn>,
@@ -315,16 +311,17 @@ fn name(node: NodeId, core: u16) -> String {
     format!("node{node}core{core}")
 }
 
-fn address(text: String) -> Address {
-    Address { transport: TransportKind::Tcp, text }
-}
-
 impl Cluster {
+    /// A cluster over the network in memory.
     pub(crate) fn new(setup: Setup) -> Self {
+        Self::over(Rc::new(MemNetwork::new(setup.seed)), setup)
+    }
+
+    pub(crate) fn over(network: Rc<dyn Wires>, setup: Setup) -> Self {
         let nodes = (1..=setup.nodes).map(|id| Node {
             id: NodeId(id),
             weight: 1,
-            addresses: vec![address(name(NodeId(id), 0))],
+            addresses: vec![network.address(&name(NodeId(id), 0))],
         });
         let map = Arc::new(ClusterMap {
             cluster: ClusterId([7; 16]),
@@ -335,10 +332,11 @@ impl Cluster {
         });
         let mut cluster = Self {
             placement: Placement::new(&map),
-            network: MemNetwork::new(setup.seed),
+            network,
             now: Instant(1_000),
             servers: Vec::new(),
             clients: Vec::new(),
+            arenas: Vec::new(),
             tasks: Tasks::new(),
             turns: Vec::new(),
             setup,
@@ -370,7 +368,7 @@ impl Cluster {
     /// One more client (process); its number.
     pub(crate) fn client(&mut self, seed: u64) -> usize {
         let name = format!("client{}", self.clients.len());
-        let transport = self.network.endpoint(&name, self.identity(None));
+        let (transport, arena) = self.network.endpoint(&name, self.identity(None));
         let me = Me::Client { endpoint: 0, session_seed: seed };
         let options = Options {
             cluster: self.map.cluster,
@@ -379,17 +377,19 @@ impl Cluster {
             lease_ms: self.setup.lease_ms,
             seed,
         };
-        let calls = Calls::new(Box::new(transport), me, options);
+        let calls = Calls::new(transport, me, options);
         calls.set_map(&self.map);
         self.clients.push(calls);
+        self.arenas.push(arena);
         self.clients.len() - 1
     }
 
     /// The last client is gone without a word.
     pub(crate) fn lose_client(&mut self, client: usize) {
         assert_eq!(client, self.clients.len() - 1);
-        self.clients.pop();
         self.network.crash(self.now, &format!("client{client}"));
+        self.clients.pop();
+        self.arenas.pop();
     }
 
     fn config(&self, node: NodeId, core: u16) -> Config {
@@ -414,7 +414,8 @@ impl Cluster {
         self.servers[at].device.borrow_mut().lost_power = false;
         for (core, recovery) in (0..).zip(found) {
             let device = Rc::clone(&self.servers[at].device);
-            let transport = self.network.endpoint(&name(id, core), self.identity(Some(id)));
+            let (transport, arena) =
+                self.network.endpoint(&name(id, core), self.identity(Some(id)));
             let disk = RamDisk {
                 core: CoreId(core),
                 device: Rc::clone(&device),
@@ -423,10 +424,10 @@ impl Cluster {
             };
             let boxes = Rc::clone(&self.servers[at].boxes);
             let ports = Ports {
-                transport: Box::new(transport),
+                transport,
                 disk: Box::new(disk),
                 mailbox: Box::new(Channel { core: CoreId(core), boxes }),
-                arena: Rc::new(Heap),
+                arena,
             };
             let seed = self.setup.seed + u64::from(id.0) * 100 + u64::from(core) + now.mono.0;
             self.servers[at].cores.push(recovery.finish(ports, now, seed));
@@ -481,10 +482,10 @@ impl Cluster {
     /// Kills a node.
     pub(crate) fn kill(&mut self, id: NodeId) {
         let at = usize::from(id.0 - 1);
-        self.servers[at].cores.clear();
         for core in 0..self.setup.cores {
             self.network.crash(self.now, &name(id, core));
         }
+        self.servers[at].cores.clear();
     }
 
     /// Lets a node carry out so many more disk operations; then its disk hangs.
@@ -542,7 +543,7 @@ impl Cluster {
                 }
             }
         }
-        if let Some(at) = self.network.next_arrival() {
+        if let Some(at) = self.network.pass(now.mono) {
             next = next.min(at);
         }
         // A microsecond at least: disks and mailboxes have no clock of their own.

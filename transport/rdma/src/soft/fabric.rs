@@ -1,6 +1,6 @@
 //! The hosts, their links, and what the devices do.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use sealfs_ring::Pool;
@@ -28,6 +28,8 @@ pub(super) struct Fabric {
     next_link: u32,
     next_port: u16,
     listening: BTreeMap<SocketAddr, Listener>,
+    /// Hosts that do not reach each other, the lower one first.
+    cuts: BTreeSet<(usize, usize)>,
 }
 
 #[derive(Default)]
@@ -94,12 +96,40 @@ impl Fabric {
             next_link: 1,
             next_port: 7_000,
             listening: BTreeMap::new(),
+            cuts: BTreeSet::new(),
         }
     }
 
     pub(super) fn add_host(&mut self) -> usize {
-        self.hosts.push(HostState::default());
+        self.hosts.push(HostState { silent: true, ..HostState::default() });
         self.hosts.len() - 1
+    }
+
+    pub(super) fn start(&mut self, host: usize) {
+        assert!(self.hosts[host].silent, "the process before it is gone");
+        self.hosts[host] = HostState::default();
+    }
+
+    pub(super) fn cut(&mut self, one: usize, other: usize) {
+        self.cuts.insert((one.min(other), one.max(other)));
+    }
+
+    pub(super) fn heal(&mut self, one: usize, other: usize) {
+        self.cuts.remove(&(one.min(other), one.max(other)));
+    }
+
+    fn reaches(&self, one: usize, other: usize) -> bool {
+        !self.cuts.contains(&(one.min(other), one.max(other)))
+    }
+
+    pub(super) fn has_news(&self) -> bool {
+        self.hosts.iter().any(|host| !host.silent && !host.happenings.is_empty())
+    }
+
+    pub(super) fn is_stuck(&self) -> bool {
+        self.links.values().any(|end| {
+            !end.queue.is_empty() && !self.hosts[end.host].silent && self.is_out_of_reach(end)
+        })
     }
 
     pub(super) fn remove_host(&mut self, host: usize) {
@@ -188,6 +218,9 @@ impl Fabric {
         let Some(listener) = listener else {
             return self.tell(host, Happening::Lost { link, why: "connection refused".into() });
         };
+        if self.hosts[listener].silent || !self.reaches(host, listener) {
+            return self.tell(host, Happening::Lost { link, why: "no answer".into() });
+        }
         self.add_window(host);
         let mut peer = address_of(host);
         peer.set_port(40_000);
@@ -208,7 +241,9 @@ impl Fabric {
         self.add_window(host);
         self.tell(host, Happening::Established { link, private: Vec::new() });
         if let Some(other) = self.links.get(&peer).map(|end| end.host) {
-            self.tell(other, Happening::Established { link: peer, private: private.to_vec() });
+            if self.reaches(host, other) {
+                self.tell(other, Happening::Established { link: peer, private: private.to_vec() });
+            }
         } else {
             self.tell(host, Happening::Lost { link, why: "the peer is gone".into() });
         }
@@ -238,9 +273,9 @@ impl Fabric {
         let silent = host.silent;
         if let Some(peer) = end.peer
             && !silent
-            && let Some(other) = self.links.get_mut(&peer)
+            && let Some(other) = self.links.get(&peer).map(|other| other.host)
+            && self.reaches(end.host, other)
         {
-            let other = other.host;
             let why = if end.connected {
                 "the peer has closed the connection"
             } else {
@@ -341,7 +376,7 @@ impl Fabric {
         let links: Vec<Link> = self.links.keys().copied().collect();
         for link in links {
             let end = &self.links[&link];
-            let dead = end.peer.is_none_or(|peer| self.is_dead(peer));
+            let dead = self.is_out_of_reach(end);
             let waiting = end.queue.iter().position(|posted| posted.result.is_none());
             if let (true, false, Some(at)) = (dead, self.hosts[end.host].silent, waiting) {
                 self.conclude(link, at, Err(Fault::NoAcknowledgement));
@@ -350,8 +385,10 @@ impl Fabric {
         }
     }
 
-    fn is_dead(&self, link: Link) -> bool {
-        self.links.get(&link).is_none_or(|end| self.hosts[end.host].silent)
+    /// Whether no work gets through to the peer of this end.
+    fn is_out_of_reach(&self, end: &End) -> bool {
+        let peer = end.peer.and_then(|peer| self.links.get(&peer));
+        peer.is_none_or(|peer| self.hosts[peer.host].silent || !self.reaches(end.host, peer.host))
     }
 
     /// Some rounds, each on a link of chance.
@@ -423,7 +460,7 @@ impl Fabric {
         if let Some(index) = faults.iter().position(|(failing, _)| *failing == kind) {
             return Some(Err(faults.remove(index).1));
         }
-        let peer = end.peer.filter(|&peer| !self.is_dead(peer))?;
+        let peer = end.peer.filter(|_| !self.is_out_of_reach(&self.links[&link]))?;
         // Taken out, so that both ends can be held at once.
         let end = self.links.get_mut(&link)?;
         let mut work = std::mem::replace(&mut end.queue[at].work, Work::Probe);

@@ -7,8 +7,8 @@
 //! It is stricter than a device: a peer reaches only what is lent over the very link at that moment, reads only offers and
 //! writes only room; anything else fails with [`Fault::RemoteAccess`]. Limits are small, so that they are met.
 //!
-//! On demand: work fails ([`Network::fail_next`]), hosts fall silent ([`Network::silence`]), silent hosts are given up
-//! ([`Network::expire`]).
+//! On demand: work fails ([`Network::fail_next`]), hosts fall silent ([`Network::silence`]) and start again
+//! ([`Network::start`]), lose each other ([`Network::cut`]), and give up who does not answer ([`Network::expire`]).
 
 mod fabric;
 
@@ -60,8 +60,20 @@ impl Network {
     /// A new host's provider.
     #[must_use]
     pub fn host(&self) -> SoftVerbs {
-        let host = self.0.borrow_mut().add_host();
-        SoftVerbs { fabric: Rc::clone(&self.0), host }
+        self.start(self.add())
+    }
+
+    /// A new host on which nothing runs yet.
+    #[must_use]
+    pub fn add(&self) -> Host {
+        Host(self.0.borrow_mut().add_host())
+    }
+
+    /// The provider of a process that starts on a host; the one before it is gone.
+    #[must_use]
+    pub fn start(&self, host: Host) -> SoftVerbs {
+        self.0.borrow_mut().start(host.0);
+        SoftVerbs { fabric: Rc::clone(&self.0), host: host.0 }
     }
 
     /// Does some of what was posted; whether there was anything to do.
@@ -79,9 +91,31 @@ impl Network {
         self.0.borrow_mut().silence(host.0);
     }
 
-    /// Devices give up: work for silent hosts fails.
+    /// Nothing passes between two hosts any more, until [`Network::heal`].
+    pub fn cut(&self, one: Host, other: Host) {
+        self.0.borrow_mut().cut(one.0, other.0);
+    }
+
+    /// What is under way between the two hosts, and was not given up, goes on.
+    pub fn heal(&self, one: Host, other: Host) {
+        self.0.borrow_mut().heal(one.0, other.0);
+    }
+
+    /// Devices give up: work for hosts that are silent or out of reach fails.
     pub fn expire(&self) {
         self.0.borrow_mut().expire();
+    }
+
+    /// Whether some host has something to poll.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.0.borrow().has_news()
+    }
+
+    /// Whether posted work waits for a host that is silent or out of reach.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.0.borrow().is_stuck()
     }
 
     /// Receive buffers of the host that are free, and messages that met none.
@@ -101,7 +135,15 @@ impl SoftVerbs {
     /// Its address, without a port.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        fabric::address_of(self.host)
+        self.name().address()
+    }
+}
+
+impl Host {
+    /// Its address, without a port.
+    #[must_use]
+    pub fn address(self) -> SocketAddr {
+        fabric::address_of(self.0)
     }
 }
 
