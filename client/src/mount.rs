@@ -173,7 +173,7 @@ fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Resul
         }
     };
     let PayloadBytes { copied, framed, .. } = payload_of_process();
-    tracing::info!(copied, framed, "the mount has ended; bytes of payload");
+    tracing::info!("the mount has ended; payload: {copied} bytes copied, {framed} bytes in frames");
     ended
 }
 
