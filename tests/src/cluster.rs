@@ -307,6 +307,22 @@ impl Cluster {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }
 
+    /// A counter of `sealfs status`, over all nodes.
+    #[must_use]
+    pub fn counter(&self, name: &str) -> u64 {
+        let status = self.status();
+        let nodes = status["nodes"].as_array().expect("there are nodes");
+        let of = |node: &serde_json::Value| node["counters"][name].as_u64();
+        nodes.iter().map(|node| of(node).unwrap_or_else(|| panic!("no {name} in {node}"))).sum()
+    }
+
+    /// What the client behind the mount made as `number` has logged.
+    #[must_use]
+    pub fn mount_log(&self, number: usize) -> String {
+        let log = self.dir.path().join(format!("mnt{number}.log"));
+        fs::read_to_string(log).expect("the mount has a log")
+    }
+
     /// `sealfs status --json`, to be run.
     #[must_use]
     pub fn status_command(&self) -> Command {

@@ -74,6 +74,39 @@ fn large_and_small_files_keep_their_bytes() {
     }
 }
 
+/// RDMA takes payload from arena to arena; TCP copies what comes along with a header.
+#[test]
+#[ignore = "runs in the VM: cargo ci vm"]
+fn bulk_is_not_copied() {
+    const LEN: usize = 6 << 20;
+    let mut cluster = Cluster::start_with(3, &["--size", "256M", "--memory", "32M"]);
+    let (a, b) = (cluster.mount(), cluster.mount());
+    let content = pattern(3, LEN);
+    fs::write(a.join("file"), &content).unwrap();
+    assert!(fs::read(b.join("file")).unwrap() == content);
+    let nodes = |name: &str| cluster.counter(name);
+    let [copied, framed, read, written] = ["copied", "framed", "rdma_read", "rdma_written"]
+        .map(|way| nodes(&format!("payload_{way}")));
+    let ends = [0, 1].map(|mount| {
+        assert!(cluster.unmount(mount));
+        let log = cluster.mount_log(mount);
+        let of = |what: &str| -> u64 {
+            let (before, _) = log.split_once(what).unwrap();
+            before.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        (of(" bytes copied"), of(" bytes in frames"))
+    });
+    let len = LEN as u64;
+    if transport() == "rdma" {
+        assert_eq!((copied, framed, ends), (0, 0, [(0, 0); 2]));
+        assert!(read >= len && written >= len, "{read} read, {written} written");
+    } else {
+        assert!(copied > 0 && framed >= 2 * len, "{copied} copied, {framed} in frames");
+        assert!(ends.iter().all(|(_, framed)| *framed >= len), "{ends:?}");
+        assert_eq!((read, written), (0, 0));
+    }
+}
+
 #[test]
 #[ignore = "runs in the VM: cargo ci vm"]
 fn a_part_of_pjdfstest_has_no_failures() {
