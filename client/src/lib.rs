@@ -28,3 +28,10 @@ pub use point::is_mounted;
 pub use probe::{BULK_LEN, Measured, Probed, ROUND_TRIPS, probe_nodes};
 pub use sealfs_net::Choice;
 pub use status::{ClusterStatus, Reached, cluster_status, read_nodes};
+
+/// Whether the bytes are a request as the kernel's FUSE writes it, with `behind` bytes of data that lie elsewhere: what a mount
+/// asks of everything that it reads. For tests of the decoder, whose types are the session's own.
+#[must_use]
+pub fn is_fuse_message(bytes: &[u8], behind: usize) -> bool {
+    fuse::is_message(bytes, behind)
+}

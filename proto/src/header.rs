@@ -122,7 +122,8 @@ pub struct Header {
     pub bulk_len: u32,
     /// Names the call on its connection; the reply carries it back.
     pub token: u64,
-    /// The change's number in its session; 0 for what changes nothing.
+    /// The change's number in its session; 0 for what changes nothing. In a reply: how often the node's machine has lost
+    /// power, so that a client notices that what the node had acknowledged and not synced may be gone.
     pub sequence: Sequence,
     /// The sender's lowest sequence still in flight to this node, lock waits not counted: replies of its endpoint below it
     /// may be forgotten.

@@ -83,6 +83,7 @@ impl Server {
         let of_node = CoreConfig {
             durability: config.durability,
             lease_ms: config.lease_ms,
+            losses: dir.losses(),
             volume_blocks: dir.superblock().volume_len / u64::from(limits::BLOCK_SIZE),
             ..CoreConfig::new(Arc::clone(&map), config.id, CoreId(0), cores)
         };

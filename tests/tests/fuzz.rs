@@ -1,16 +1,22 @@
 //! Every decoder against random and mutated bytes: it answers with a value or an error, never a panic. A value that was
 //! read is written and read again, and must be the same.
 //!
+//! The superblock's and the volume's headers are tested so where they are.
+//!
 //! Each decoder gets a fixed seed, then fresh ones (printed) for some seconds; SEALFS_FUZZ_SECONDS says how many.
 
+use std::slice;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sealfs_meta::journal::{Entry, SEGMENT_HEADER_LEN, SegmentHeader, Tail, Writer};
 use sealfs_meta::{Record, RootOptions, State, journal, snapshot};
 use sealfs_proto::{
-    Access, ClusterId, ClusterMap, Header, HeaderKind, Ino, NodeId, Reply, Request, ShardId, Space,
-    Time, Who, decode, encode, nodes,
+    Access, ClusterId, ClusterMap, Header, HeaderKind, Ino, NodeId, Reply, Request, SessionId,
+    ShardId, Space, Time, Who, decode, encode, nodes,
 };
+use sealfs_transport::handshake::{Accepting, Greeted};
+use sealfs_transport::{Hello, Identity, Key, Peer, Serves};
 
 /// Feeds `check` with bytes made from `samples`: mutated, cut, glued, and purely random ones.
 #[allow(clippy::print_stdout, reason = "a failing run must name its seed")]
@@ -160,5 +166,75 @@ fn journals_records_and_snapshots() {
         if let Ok(record) = decode::<Record>("record", bytes) {
             assert_eq!(decode::<Record>("record", &encode(&record)), Ok(record));
         }
+    });
+}
+
+#[test]
+fn messages_of_the_kernel() {
+    let message = |opcode: u32, body: &[u8]| {
+        let mut bytes = Vec::new();
+        bytes.extend((40 + body.len() as u32).to_le_bytes());
+        bytes.extend(opcode.to_le_bytes());
+        bytes.extend([7, 1_u64].map(u64::to_le_bytes).as_flattened());
+        bytes.resize(40, 0);
+        bytes.extend(body);
+        bytes
+    };
+    // Every operation that there may be, with a body of names, of numbers, and of nothing.
+    let samples: Vec<Vec<u8>> = (1..=60)
+        .flat_map(|opcode| {
+            let numbers = [2_u64, 5, 1, 9, 0, 3, 0, 8].map(u64::to_le_bytes);
+            let bodies = [&b"name\0target\0"[..], numbers.as_flattened(), &[]];
+            let both = [numbers.as_flattened(), b"name\0other\0"].concat();
+            let of_both = message(opcode, &both);
+            bodies.map(|body| message(opcode, body)).into_iter().chain([of_both])
+        })
+        .collect();
+    assert!(samples.iter().any(|sample| sealfs_client::is_fuse_message(sample, 0)));
+    fuzz(&samples, |bytes| {
+        let _ = sealfs_client::is_fuse_message(bytes, 0);
+        let _ = sealfs_client::is_fuse_message(bytes, 3);
+        // With the right length the body is looked at, too.
+        if bytes.len() >= 4 {
+            let mut bytes = bytes.to_vec();
+            let len = (bytes.len() as u32).to_le_bytes();
+            bytes[..4].copy_from_slice(&len);
+            let _ = sealfs_client::is_fuse_message(&bytes, 0);
+        }
+    });
+}
+
+#[test]
+fn messages_of_the_handshake() {
+    let map = Arc::new(nodes::parse("a:1,b:2").unwrap().map(ClusterId([1; 16])));
+    let serves = Serves { node: map.nodes[0].id, map: Arc::clone(&map) };
+    let identity = Arc::new(Identity { key: Key::new([9; 32]), serves: Some(serves) });
+    let hello = Hello {
+        cluster: map.cluster,
+        node: None,
+        peer: Peer::Client { session: SessionId(7), endpoint: 0 },
+        resume: false,
+        map: None,
+    };
+    let key = Key::new([9; 32]);
+    let greeted = || Greeted::new(&key, hello, [1; 32]);
+    let accepting = || Accepting::new(Arc::clone(&identity), [2; 32]);
+    let (_, one) = greeted();
+    let (_, two) = accepting().on_greeting(&one).unwrap();
+    let (_, three) = greeted().0.on_challenge(&two).unwrap();
+    let challenged = || accepting().on_greeting(&one).unwrap().0;
+    let (_, four) = challenged().on_introduction(&three).unwrap().admit();
+    let introduced = || greeted().0.on_challenge(&two).unwrap().0;
+    fuzz(slice::from_ref(&one), |bytes| {
+        let _ = accepting().on_greeting(bytes);
+    });
+    fuzz(slice::from_ref(&two), |bytes| {
+        let _ = greeted().0.on_challenge(bytes);
+    });
+    fuzz(slice::from_ref(&three), |bytes| {
+        let _ = challenged().on_introduction(bytes);
+    });
+    fuzz(slice::from_ref(&four), |bytes| {
+        let _ = introduced().on_verdict(bytes);
     });
 }

@@ -13,13 +13,17 @@
 //! 3. At the end both clients see the model's tree, and the shards on the disks contradict neither themselves nor each
 //!    other.
 //!
-//! Some seeds run over RDMA's queue pairs instead of the network in memory (`sim/rdma.rs`). The loss of power (writes that were carried out and not synced) is not simulated.
+//! Some seeds run over RDMA's queue pairs instead of the network in memory (`sim/rdma.rs`). In these worlds a machine never
+//! loses power; in those of `sim/power.rs` it does, and less is promised.
 #![allow(missing_docs, reason = "tests are named after what they claim")]
 
 #[path = "sim/rdma.rs"]
 mod rdma;
 #[path = "../../server/core/tests/support/mod.rs"]
 mod support;
+
+#[path = "sim/power.rs"]
+mod power;
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -177,6 +177,13 @@ impl File {
         state.fetched = Some(now);
     }
 
+    /// The shard may have lost changes that it had told of: whatever it answers next is the present.
+    pub(crate) fn doubt(&self) {
+        let mut state = self.state.borrow_mut();
+        state.attr.change = 0;
+        state.fetched = None;
+    }
+
     /// Whether the size is younger than `age_ms`.
     pub(crate) fn is_fresh(&self, now: Instant, age_ms: u64) -> bool {
         self.state.borrow().fetched.is_some_and(|fetched| now.ms_since(fetched) < age_ms)
@@ -268,8 +275,8 @@ impl File {
         })
     }
 
-    /// Something failed that no program was waiting for.
-    fn fail(&self, errno: Errno) {
+    /// Something failed that no program was waiting for: every handle is told.
+    pub(crate) fn fail(&self, errno: Errno) {
         let mut state = self.state.borrow_mut();
         state.failures += 1;
         state.failure = errno;

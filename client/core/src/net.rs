@@ -2,7 +2,8 @@
 //!
 //! 1. Every request is sent as what it is: what changes something carries a sequence number, and does so in no other session
 //!    than the one whose locks it relies on.
-//! 2. Every failure becomes exactly one errno; one that is not the node's own answer is logged with node and cause.
+//! 2. A node's loss of power is noticed before the first answer after it is acted on.
+//! 3. Every failure becomes exactly one errno; one that is not the node's own answer is logged with node and cause.
 
 use sealfs_proto::{Errno, NodeId, Reply, Request, ShardId};
 use sealfs_transport::{Answer, Ask, Bulk, Call, CallError, Region, Slice};
@@ -88,7 +89,9 @@ impl Fs {
         let file = request.inode().filter(|_| change).and_then(|ino| self.file(ino));
         let in_session = file.is_some_and(|file| file.is_locked());
         let ask = Ask { bulk, change, in_session, ..Ask::read(shard, request) };
-        self.calls().call(node, ask).await.map_err(|error| errno(&error))
+        let answer = self.calls().call(node, ask).await;
+        self.notice_losses(node);
+        answer.map_err(|error| errno(&error))
     }
 }
 

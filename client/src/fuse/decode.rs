@@ -153,6 +153,14 @@ pub(crate) fn decode(bytes: &[u8], behind: usize) -> Result<Request<'_>, Invalid
     Ok(Request { header, op })
 }
 
+/// Whether the bytes are a message, looked at to its end; `behind` as in [`decode`].
+pub(crate) fn is_message(bytes: &[u8], behind: usize) -> bool {
+    match decode(bytes, behind).map(|request| request.op) {
+        Ok(Op::BatchForget { all }) => all.iter().count() <= bytes.len(),
+        decoded => decoded.is_ok(),
+    }
+}
+
 /// The header and what follows it.
 pub(crate) fn header(bytes: &[u8]) -> Result<(InHeader, &[u8]), Invalid> {
     InHeader::read_from_prefix(bytes).map_err(|_| Invalid::Short(bytes.len()))

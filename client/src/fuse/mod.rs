@@ -19,6 +19,7 @@ mod reply;
 mod session;
 mod words;
 
+pub(crate) use decode::is_message;
 pub(crate) use files::Files;
 pub(crate) use init::MAX_WRITE;
 pub(crate) use kernel::Kernel;

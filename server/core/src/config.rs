@@ -33,6 +33,8 @@ pub struct Config {
     pub cores: u16,
     /// Blocks of the node's volume, `limits::BLOCK_SIZE` bytes each.
     pub volume_blocks: u64,
+    /// How often the node's machine has lost power: clients are told, for it may have taken what was not synced.
+    pub losses: u64,
     /// When a change is acknowledged.
     pub durability: Durability,
     /// A session that has sent nothing for so long has ended, milliseconds.
@@ -55,6 +57,7 @@ impl Config {
             core,
             cores,
             volume_blocks: 0,
+            losses: 0,
             durability: Durability::Process,
             lease_ms: limits::LEASE_MS,
             snapshot_bytes: SNAPSHOT_BYTES,

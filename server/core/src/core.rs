@@ -76,6 +76,7 @@ impl Core {
         };
         let calls = Calls::new(ports.transport, me, options);
         calls.set_map(&config.map);
+        calls.set_losses(config.losses);
         let owners: BTreeMap<ShardId, CoreId> = config.owners().into_iter().collect();
         let first = owners.keys().next().and_then(|shard| shards.get(shard));
         let sessions = first.into_iter().flat_map(|shard| shard.state.sessions());

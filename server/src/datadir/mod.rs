@@ -29,6 +29,8 @@ pub(crate) struct DataDir {
     superblock: Superblock,
     /// What the superblock said of the last run, before this one began.
     last: LastRun,
+    /// How often power had been lost before the last run ended.
+    losses_before: u64,
 }
 
 /// How the last run ended.
@@ -82,7 +84,8 @@ impl DataDir {
         })?;
         let same_boot = superblock.boot == boot_id()?;
         let last = LastRun { clean: superblock.clean, same_boot };
-        let mut dir = Self { store, superblock, last };
+        let losses_before = superblock.losses;
+        let mut dir = Self { store, superblock, last, losses_before };
         dir.check_owner(wanted)?;
         dir.check_volume(wanted.adopt)?;
         dir.write_superblock()?;
@@ -90,9 +93,11 @@ impl DataDir {
         Ok(dir)
     }
 
-    /// Notes that the node is about to change things: all journals have been read.
+    /// Notes that the node is about to change things: all journals have been read. A loss of power is counted before anybody
+    /// is served, for clients compare the numbers.
     pub(crate) fn begin(&mut self) -> Result<(), StartError> {
         self.superblock.clean = false;
+        self.superblock.losses = self.losses();
         Ok(self.write_superblock()?)
     }
 
@@ -116,6 +121,11 @@ impl DataDir {
     /// How the last run ended.
     pub(crate) fn last_run(&self) -> LastRun {
         self.last
+    }
+
+    /// How often power was lost, the last run's end included.
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses_before + u64::from(self.last.lost_power())
     }
 
     /// The valid journal of `core`.
@@ -235,6 +245,7 @@ fn format(store: &dyn Store, wanted: &Wanted<'_>) -> Result<Vec<u8>, StartError>
         journal_cores: wanted.cores,
         boot: boot_id()?,
         clean: true,
+        losses: 0,
     };
     extent.write_at(&volume_header(&superblock).to_bytes(), 0)?;
     extent.sync()?;
@@ -395,13 +406,19 @@ mod tests {
             dir.superblock.boot = [9; 16];
             dir.write_superblock().unwrap();
             drop(dir);
-            for _ in 0..2 {
+            for times in 1..=2 {
                 let mut dir = home.open(&wanted(&map)).unwrap();
                 assert!(dir.last_run().lost_power());
+                assert_eq!(dir.losses(), times, "known before it is written");
                 dir.begin().unwrap();
+                assert_eq!(dir.superblock().losses, times);
+                assert_eq!(dir.losses(), times);
             }
             home.open(&wanted(&map)).unwrap().settle().unwrap();
-            assert!(!home.open(&wanted(&map)).unwrap().last_run().lost_power());
+            let mut dir = home.open(&wanted(&map)).unwrap();
+            assert!(!dir.last_run().lost_power());
+            dir.begin().unwrap();
+            assert_eq!((dir.losses(), dir.superblock().losses), (2, 2));
         }
     }
 

@@ -28,10 +28,12 @@ pub(crate) struct Superblock {
     pub(crate) journal_generation: u32,
     /// Cores that the valid journal was written with.
     pub(crate) journal_cores: u16,
-    /// Which boot of the machine the node last started in.
+    /// Which boot of the machine the node last served in.
     pub(crate) boot: [u8; 16],
     /// The node stopped in order and everything was on the device.
     pub(crate) clean: bool,
+    /// How often a start has found that power was lost.
+    pub(crate) losses: u64,
 }
 
 impl Superblock {
@@ -122,6 +124,7 @@ mod tests {
             journal_cores: 4,
             boot: [3; 16],
             clean: true,
+            losses: 3,
         }
     }
 
@@ -134,12 +137,12 @@ mod tests {
     fn golden_bytes_of_version_1() {
         let hex: String = sample().to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
         let golden = [
-            "5345414c46535342010000008c00000000000000000000000000000000000000",
+            "5345414c46535342010000009400000000000000000000000000000000000000",
             "07070707070707070707070707070707010000000c0000100002000000000000",
             "000100640000000100000000000000000000000300000000000000613a310200",
             "640000000100000000000000000000000300000000000000623a320200630000",
             "000000000000000010000000000c000000000000000100000004000303030303",
-            "0303030303030303030303013fabc289",
+            "030303030303030303030301030000000000000046c6cf5a",
         ];
         assert_eq!(hex, golden.concat());
     }
@@ -154,6 +157,22 @@ mod tests {
             assert!(Superblock::from_bytes(&bytes[..at]).is_err(), "cut at {at}");
         }
         assert!(Superblock::from_bytes(&[&bytes[..], &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn damage_under_a_right_checksum_is_a_value_or_an_error() {
+        let bytes = sample().to_bytes();
+        let end = bytes.len() - 4;
+        for at in BODY_AT..end {
+            for value in [0, 1, 0x7f, 0x80, 0xff] {
+                let mut damaged = bytes[..end].to_vec();
+                damaged[at] = value;
+                damaged.extend(crc32c::crc32c(&damaged).to_le_bytes());
+                if let Ok(superblock) = Superblock::from_bytes(&damaged) {
+                    assert_eq!(Superblock::from_bytes(&superblock.to_bytes()), Ok(superblock));
+                }
+            }
+        }
     }
 
     #[test]

@@ -8,15 +8,19 @@
 //! ```
 //! The world itself (nodes, disks, network, time) is that of the server core's tests; `tests/sim.rs` puts both together.
 //!
+//! Where nodes lose power a model of outcomes says too much; [`PowerProgram`] follows what may be there instead.
+//!
 //! 1. Everything follows from the seed: no clock, no other randomness, no unordered iteration.
 //! 2. An operation is generated for what the model holds at that moment, so that most of them succeed.
 
 mod operation;
+mod power;
 mod program;
 mod trace;
 mod tree;
 
 pub use operation::{Operation, Outcome};
+pub use power::PowerProgram;
 pub use program::{Program, Races, walk};
 pub use trace::Trace;
 pub use tree::{Content, Tree};

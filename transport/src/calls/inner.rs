@@ -21,6 +21,8 @@ pub(super) struct Inner {
     me: Me,
     options: Options,
     pub(super) map: Option<Arc<ClusterMap>>,
+    /// How often this machine has lost power.
+    pub(super) losses: u64,
     random: Random,
     pub(super) now: Instant,
     next_number: u64,
@@ -54,6 +56,7 @@ impl Inner {
             me,
             options,
             map: None,
+            losses: 0,
             random: Random::new(options.seed),
             now: Instant(0),
             next_number: 1,
@@ -323,6 +326,7 @@ impl Inner {
         let number = header.token;
         self.dirty.insert(node);
         let Some(link) = self.links.get_mut(&node) else { return };
+        link.losses = Some(header.sequence.0);
         let Some(call) = link.take_reply(self.now, number, region, header.bulk_len) else { return };
         let (purpose, lock_wait) = (call.purpose, call.lock_wait);
         match header.status {

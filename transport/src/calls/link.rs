@@ -25,6 +25,8 @@ pub(super) struct Link {
     /// Connections that failed or ended since the last reply.
     pub(super) failures: u32,
     pub(super) ever_open: bool,
+    /// How often the node's machine has lost power, as its newest reply says.
+    pub(super) losses: Option<u64>,
     /// Sessions with this node that have ended.
     pub(super) generation: u64,
     /// The node has admitted the present session.
@@ -138,6 +140,7 @@ impl Link {
             last_error: None,
             failures: 0,
             ever_open: false,
+            losses: None,
             generation: 0,
             known: false,
             left: false,

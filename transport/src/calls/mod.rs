@@ -33,7 +33,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use sealfs_proto::{Address, Claim, ClusterMap, Header, HeaderKind, NodeId, Status};
+use sealfs_proto::{Address, Claim, ClusterMap, Header, HeaderKind, NodeId, Sequence, Status};
 
 use crate::tasks::{Timers, oneshot};
 use crate::{Bulk, CloseReason, Conn, Event, Frame, Instant, Region, Slice, Transport};
@@ -154,12 +154,28 @@ impl Calls {
         self.0.inner.borrow_mut().transport.admit(conn, verdict);
     }
 
+    /// How often this end's machine has lost power: every reply says so.
+    pub fn set_losses(&self, losses: u64) {
+        self.0.inner.borrow_mut().losses = losses;
+    }
+
+    /// How often the node's machine has lost power, as its newest reply says; `None` before the first one. When the number
+    /// changes, what was acknowledged before and not synced may be lost (the write verifier of NFS, RFC 8881 18.32.3). Between
+    /// replies with different numbers lies a new connection, and so a turn: whoever asks in the turn in which a call is
+    /// answered gets the number of that answer.
+    #[must_use]
+    pub fn losses(&self, node: NodeId) -> Option<u64> {
+        self.0.inner.borrow().links.get(&node)?.losses
+    }
+
     /// Replies to request `token`: `body` is an encoded [`sealfs_proto::Reply`] (empty unless `status` is `Ok`), `bulk` goes
     /// into the region that the request brought along.
     pub fn reply(&self, conn: Conn, token: u64, status: Status, body: Vec<u8>, bulk: Vec<Slice>) {
-        let header = Header { status, ..Header::new(HeaderKind::Reply, token) };
+        let mut inner = self.0.inner.borrow_mut();
+        let sequence = Sequence(inner.losses);
+        let header = Header { status, sequence, ..Header::new(HeaderKind::Reply, token) };
         let bulk = if bulk.is_empty() { Bulk::None } else { Bulk::Send(bulk) };
-        self.0.inner.borrow_mut().transport.send(conn, Frame { header, body, bulk });
+        inner.transport.send(conn, Frame { header, body, bulk });
     }
 
     /// Asks for a request's bulk, see [`Transport::pull`].

@@ -570,7 +570,7 @@ fn lock_waits_hold_neither_the_watermark_nor_all_credits_back() {
         (!is_lock).then_some((Status::Ok, Reply::Done))
     });
     let lock = || {
-        let request = Request::LockCancel { ino: Ino(1), waiting: sealfs_proto::Sequence(0) };
+        let request = Request::LockCancel { ino: Ino(1), waiting: Sequence(0) };
         Ask::change(ShardId(0), request).waiting_for_lock()
     };
     (0..200).for_each(|number| world.ask(number, 1, lock()));

@@ -54,6 +54,7 @@ impl Fs {
             match self.ask_entry(dir, request).await {
                 Ok(entry) => {
                     self.names_changed(dir, &[dir]);
+                    self.mark(entry.ino, self.node_of(entry.ino));
                     return self.created(entry, flags);
                 }
                 Err(Errno::EEXIST) if !exclusive => {}
@@ -84,6 +85,7 @@ impl Fs {
     ) -> Result<(Attr, Handle), Errno> {
         let request = Request::CreateUnnamed { who: who.clone(), dir, mode, umask };
         let entry = self.ask_entry(dir, request).await?;
+        self.mark(entry.ino, self.node_of(entry.ino));
         self.created(entry, flags)
     }
 
@@ -136,18 +138,22 @@ impl Fs {
         umask: u32,
     ) -> Result<Attr, Errno> {
         check_name(name)?;
+        self.names_will_change(&[dir, self.home(dir, name)]).await?;
         let request = Request::Mkdir { who: who.clone(), dir, name: name.to_vec(), mode, umask };
         let entry = self.ask_entry(dir, request).await?;
         self.names_changed(dir, &[dir, entry.ino]);
+        self.mark(entry.ino, self.node_of(entry.ino));
         self.attr_of(entry).await
     }
 
     /// Gives `ino` one more name. Answers its attributes.
     pub async fn link(&self, who: &Who, ino: Ino, dir: Ino, name: &[u8]) -> Result<Attr, Errno> {
         check_name(name)?;
+        self.names_will_change(&[dir, ino]).await?;
         let request = Request::Link { who: who.clone(), ino, dir, name: name.to_vec() };
         let entry = self.ask_entry(dir, request).await?;
         self.names_changed(dir, &[dir, ino]);
+        self.mark(ino, self.node_of(ino));
         self.attr_of(entry).await
     }
 
@@ -163,9 +169,10 @@ impl Fs {
     /// Removes an empty directory.
     pub async fn rmdir(&self, who: &Who, dir: Ino, name: &[u8]) -> Result<(), Errno> {
         check_name(name)?;
+        let removed = self.home(dir, name);
+        self.names_will_change(&[dir, removed]).await?;
         let request = Request::Rmdir { who: who.clone(), dir, name: name.to_vec() };
         self.ask_done(dir.shard(), request).await?;
-        let removed = Ino::new(directory_shard(dir, name, self.routes().shards()), 0);
         self.names_changed(dir, &[dir, removed]);
         Ok(())
     }
@@ -182,6 +189,7 @@ impl Fs {
     ) -> Result<(), Errno> {
         check_name(name)?;
         check_name(target_name)?;
+        self.names_will_change(&[dir, target_dir]).await?;
         let request = Request::Rename {
             who: who.clone(),
             dir,
@@ -250,7 +258,8 @@ impl Fs {
     /// Makes the names in `dir` durable on the device of its node, and on those of the other nodes that took part in what
     /// this client has changed in it.
     pub async fn fsync_dir(&self, dir: Ino) -> Result<(), Errno> {
-        self.sync_nodes(self.unsynced_nodes(dir, true)).await
+        let synced = self.sync_nodes(self.unsynced_nodes(dir, true)).await;
+        if self.unsynced().take_lost(dir) { Err(Errno::EIO) } else { synced }
     }
 
     async fn make(
@@ -274,7 +283,13 @@ impl Fs {
         };
         let entry = self.ask_entry(dir, request).await?;
         self.names_changed(dir, &[dir]);
+        self.mark(entry.ino, self.node_of(entry.ino));
         self.attr_of(entry).await
+    }
+
+    /// The shard, as an inode of it, in which the directory `name` of `dir` is born.
+    fn home(&self, dir: Ino, name: &[u8]) -> Ino {
+        Ino::new(directory_shard(dir, name, self.routes().shards()), 0)
     }
 
     fn created(&self, entry: Entry, flags: OpenFlags) -> Result<(Attr, Handle), Errno> {

@@ -46,12 +46,14 @@ impl Fs {
         let open = self.table().open(handle)?;
         // A failure is counted by the file and told to every handle, this one now.
         let _ = self.settle(&open.file).await;
+        let nodes = self.unsynced().nodes(open.file.ino);
+        nodes.into_iter().for_each(|node| self.notice_losses(node));
         if let Some(owner) = owner {
             let unlocked = self.unlock_all(&open.file, LockSpace::Posix, owner).await;
             open.unlocked_by(LockSpace::Posix, owner);
             unlocked?;
         }
-        open.check().and(open.report())
+        open.check().and(self.report(&open))
     }
 
     /// The last descriptor of this open is closed; gives up the locks that are its own: flock(2)'s, and those of "open file

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use sealfs_proto::{Errno, Ino, NodeId, Request};
 use sealfs_transport::tasks::{join_all, race};
 
-use crate::file::{Dirty, File};
+use crate::file::{Dirty, File, Open};
 use crate::{Fs, Handle};
 
 impl Fs {
@@ -24,18 +24,20 @@ impl Fs {
         // A failure is counted by the file and told to every handle, this one now.
         let _ = self.settle(file).await;
         let synced = self.sync_nodes(self.unsynced_nodes(file.ino, !data_only)).await;
+        let lost = self.unsynced().take_lost(file.ino);
         open.report()?;
-        synced
+        if lost { Err(Errno::EIO) } else { synced }
     }
 
-    /// Settles everything and makes it durable on all devices (syncfs(2)).
+    /// Settles everything and makes it durable on all devices (syncfs(2)). EIO also if anything was lost since the last call.
     pub async fn sync_all(&self) -> Result<(), Errno> {
         let files = self.table().files();
         let settled = join_all(files.iter().map(|file| self.settle(file))).await;
         let nodes = self.routes().nodes().to_vec();
         let synced = self.sync_nodes(nodes).await;
+        let lost = self.unsynced().take_loss();
         settled.into_iter().find(Result::is_err).unwrap_or(Ok(()))?;
-        synced
+        if lost { Err(Errno::EIO) } else { synced }
     }
 
     /// Writes to `file` were acknowledged that its shard does not know.
@@ -118,6 +120,42 @@ impl Fs {
     /// `node` has acknowledged a change of `ino`.
     pub(crate) fn mark(&self, ino: Ino, node: NodeId) {
         self.unsynced().mark(ino, node);
+    }
+
+    /// If `node` has lost power since it was last heard, what was not synced there counts as failed.
+    pub(crate) fn notice_losses(&self, node: NodeId) {
+        let Some(losses) = self.calls().losses(node) else { return };
+        let Some(lost) = self.unsynced().on_losses(node, losses) else { return };
+        tracing::warn!(%node, ?lost, "a node has lost power, and changes that were not synced may be lost");
+        for file in self.table().files() {
+            if self.node_of(file.ino) == node {
+                file.doubt();
+            }
+            if lost.may_concern(file.ino) {
+                file.fail(Errno::EIO);
+            }
+        }
+    }
+
+    /// What the handle has not been told, for close(2) to say. Who was told as a writer is not told again at the next fsync.
+    pub(crate) fn report(&self, open: &Open) -> Result<(), Errno> {
+        let told = open.report();
+        if told.is_err() && open.flags.write {
+            self.unsynced().take_lost(open.file.ino);
+        }
+        told
+    }
+
+    /// Before a change in which the nodes of `inodes` take part: each must have said once how often it has lost power, or a loss
+    /// after the change could not be told from one before it.
+    pub(crate) async fn names_will_change(&self, inodes: &[Ino]) -> Result<(), Errno> {
+        for ino in inodes {
+            let node = self.node_of(*ino);
+            if self.calls().losses(node).is_none() {
+                self.ask_node_done(node, Request::Ping).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Names in `dir` were changed, in which the nodes of `inodes` took part.

@@ -4,6 +4,7 @@
 
 mod fake;
 mod locks;
+mod power;
 mod random;
 
 use fake::model::CHUNK;
@@ -41,7 +42,8 @@ fn a_name_whose_inode_lies_elsewhere_costs_one_request_more() {
         (found, made)
     });
     assert_eq!(found.map(|attr| attr.ino), Ok(file.ino));
-    assert_eq!(world.asked(), ["Create", "Mkdir", "Lookup"]);
+    // The directory's node was never heard before.
+    assert_eq!(world.asked(), ["Create", "Ping", "Mkdir", "Lookup"]);
     let fs = world.fs.clone();
     let found = world.run(async move {
         (

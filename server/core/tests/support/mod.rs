@@ -44,6 +44,7 @@ pub(crate) struct Device {
     synced_journals: BTreeMap<CoreId, usize>,
     /// Power was lost and nothing has been verified since.
     pub(crate) lost_power: bool,
+    losses: u64,
     /// Operations carried out.
     pub(crate) done: u64,
     /// Bytes of journal cut away.
@@ -194,6 +195,7 @@ impl Device {
     /// somewhere behind what was synced of it.
     pub(crate) fn lose_power(&mut self, random: &mut fastrand::Rng) {
         self.lost_power = true;
+        self.losses += 1;
         for (at, versions) in std::mem::take(&mut self.unsynced_blocks) {
             let now = self.blocks.get_mut(&at).expect("it was written");
             let before = &versions[random.usize(..versions.len())].1;
@@ -395,6 +397,7 @@ impl Cluster {
     fn config(&self, node: NodeId, core: u16) -> Config {
         Config {
             volume_blocks: self.setup.volume_blocks,
+            losses: self.servers[usize::from(node.0 - 1)].device.borrow().losses,
             durability: self.setup.durability,
             snapshot_bytes: self.setup.snapshot_bytes,
             lease_ms: self.setup.lease_ms,

@@ -30,6 +30,8 @@ pub(crate) struct Net {
     pub(crate) refuses_sessions: bool,
     /// Claims in the order in which they came.
     pub(crate) claims: Vec<(NodeId, Claim)>,
+    /// How often each node has lost power.
+    losses: BTreeMap<NodeId, u64>,
     events: VecDeque<Event>,
     held: Vec<(Conn, Frame)>,
     conns: BTreeMap<Conn, NodeId>,
@@ -50,6 +52,14 @@ impl Net {
             let why = CloseReason::Gone(format!("node {node}: cut by the test"));
             self.events.push_back(Event::Closed { conn, why, lent });
         }
+    }
+
+    /// The nodes lose power so often; what they know stays.
+    pub(crate) fn lose_power(&mut self, nodes: impl IntoIterator<Item = NodeId>, times: u64) {
+        for node in nodes {
+            *self.losses.entry(node).or_default() += times;
+        }
+        self.cut();
     }
 
     /// Lets what was held back go.
@@ -87,7 +97,8 @@ impl Net {
             Bulk::Receive(region) => Some(region),
             _ => None,
         };
-        let mut header = Header::new(HeaderKind::Reply, frame.header.token);
+        let sequence = Sequence(self.conns.get(&conn).map_or(0, |node| self.losses[node]));
+        let mut header = Header { sequence, ..Header::new(HeaderKind::Reply, frame.header.token) };
         let body = match answer {
             Ok((reply, bytes)) => {
                 header.bulk_len = bytes.len() as u32;
@@ -257,6 +268,7 @@ impl World {
             hold: None,
             refuses_sessions: false,
             claims: Vec::new(),
+            losses: map.nodes.iter().map(|node| (node.id, 2)).collect(),
             events: VecDeque::new(),
             held: Vec::new(),
             conns: BTreeMap::new(),
