@@ -378,6 +378,26 @@ mod tests {
     }
 
     #[test]
+    fn any_file_is_settings_or_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sealfs.toml");
+        let text = b"id = 3\nnodes = \"a:1\"\nsize = '1G'\nlease = 9\nadopt = true # x\n";
+        for at in 0..text.len() {
+            for byte in [0, b'\n', b'"', b'[', b'{', b'.', b'=', b'-', b'9', 0x80, 0xff] {
+                let mut text = text.to_vec();
+                text[at] = byte;
+                fs::write(&path, &text).unwrap();
+                match Settings::from_file(&path) {
+                    Ok(settings) => {
+                        let _ = settings.over(usual(dir.path())).resolve();
+                    }
+                    Err(error) => assert!(error.to_string().contains("sealfs.toml"), "{error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
     fn an_unknown_field_is_named_with_the_file_and_the_fields_that_exist() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sealfs.toml");

@@ -176,6 +176,23 @@ mod tests {
     }
 
     #[test]
+    fn any_bytes_are_a_list_that_comes_back_or_an_error() {
+        let bytes = sample().to_bytes();
+        for at in 0..bytes.len() {
+            for value in 0..=u8::MAX {
+                let mut bytes = bytes.clone();
+                bytes[at] = value;
+                for bytes in [&bytes[..], &bytes[..at]] {
+                    if let Ok(acl) = Acl::parse(bytes) {
+                        assert_eq!(Acl::parse(&acl.to_bytes()), Ok(acl.clone()));
+                        let _ = (acl.mode(), acl.permits(&who(100, 50), 1, 1, 7));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn broken_lists_are_refused() {
         let cases = [
             acl(&[(OWNER, 6, NO_ID), (GROUP, 4, NO_ID)]),

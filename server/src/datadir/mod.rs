@@ -422,6 +422,61 @@ mod tests {
         }
     }
 
+    /// Calls `look` once for each of the bytes of `path`, with a bit of it flipped.
+    fn damage(path: &Path, bytes: std::ops::Range<u64>, look: impl Fn(u64)) {
+        let file = fs::File::options().read(true).write(true).open(path).unwrap();
+        for at in bytes {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1 << (at % 8)], at).unwrap();
+            look(at);
+            file.write_all_at(&byte, at).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_directory_whose_superblock_is_damaged_is_refused_by_name() {
+        let map = map("a:1,b:2");
+        let [home, _] = Home::both();
+        let before = home.open(&wanted(&map)).unwrap().superblock().clone();
+        let path = home.path().join("superblock");
+        let name = format!("data directory {}: superblock: ", home.path().display());
+        damage(&path, 0..fs::metadata(&path).unwrap().len(), |at| {
+            let error = home.refusal(&wanted(&map));
+            assert!(error.starts_with(&name), "byte {at}: {error}");
+        });
+        assert_eq!(home.open(&wanted(&map)).unwrap().superblock(), &before);
+    }
+
+    #[test]
+    fn a_device_with_a_damaged_superblock_has_the_one_before_or_is_refused_by_name() {
+        let map = map("a:1,b:2");
+        let [_, home] = Home::both();
+        let mut dir = home.open(&wanted(&map)).unwrap();
+        dir.begin().unwrap();
+        let mut stored = vec![dir.superblock().clone()];
+        dir.settle().unwrap();
+        stored.push(dir.superblock().clone());
+        // In each slot a superblock follows 96 bytes that say how the device is divided.
+        let len = 96 + dir.superblock().to_bytes().len() as u64;
+        drop(dir);
+        let read = || {
+            let store = store::testing::device(&home.path(), 7)?;
+            let bytes = store.superblock()?.expect("it is not taken for an empty one");
+            Ok::<_, StartError>(Superblock::from_bytes(&bytes).unwrap())
+        };
+        for slot in [0..len, (1 << 20)..(1 << 20) + len] {
+            damage(&home.path(), slot, |at| match read() {
+                Ok(found) => assert!(stored.contains(&found), "byte {at}: {found:?}"),
+                Err(error) => {
+                    let name = format!("device {} ", home.path().display());
+                    assert!(error.to_string().starts_with(&name), "byte {at}: {error}");
+                }
+            });
+        }
+        assert_eq!(read().unwrap(), stored[1]);
+    }
+
     #[test]
     fn the_node_of_shard_0_begins_with_the_root_directory_and_no_other_does() {
         let map = map("a:1,b:2");

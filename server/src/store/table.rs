@@ -482,6 +482,31 @@ mod tests {
     }
 
     #[test]
+    fn damage_under_a_right_checksum_is_a_table_without_overlaps_or_an_error() {
+        let mut bytes = blank(1);
+        let mut table = Table::read(7, &bytes, RANGE).unwrap();
+        for entry in [snapshot(9, RANGE.start, 5_000), journal(0, RANGE.end - 8_192)] {
+            assert!(table.free.take_at(entry.start, space(entry.len)));
+            write(&mut bytes, &table.insert(entry).unwrap().0);
+        }
+        let page = table.next_page(0);
+        for at in HEADER..HEADER + 3 * ENTRY {
+            for value in [0, 1, 2, 0x10, 0x7f, 0x80, 0xff] {
+                let (mut bytes, mut page) = (bytes.clone(), page.bytes.clone());
+                page[at] = value;
+                let crc = crc(&page).to_le_bytes();
+                page[CRC_AT..HEADER].copy_from_slice(&crc);
+                bytes[..PAGE as usize].copy_from_slice(&page);
+                bytes[PAGE as usize..].fill(0);
+                let Ok(table) = Table::read(7, &bytes, RANGE) else { continue };
+                let named = table.entries.iter().flatten().map(|entry| space(entry.len));
+                let free = table.free.0.values();
+                assert_eq!(named.chain(free.copied()).sum::<u64>(), RANGE.end - RANGE.start);
+            }
+        }
+    }
+
+    #[test]
     fn a_full_table_takes_nothing_more() {
         let mut table = Table::new(7, 1, RANGE);
         for shard in 0..ENTRIES as u16 {

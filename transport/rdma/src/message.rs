@@ -123,6 +123,28 @@ mod tests {
     }
 
     #[test]
+    fn any_bytes_are_a_message_that_comes_back_or_none() {
+        let samples = [encode(Kind::First, 7, &[7; Header::LEN]), Room::OURS.to_private()];
+        for sample in samples {
+            for at in 0..sample.len() {
+                for value in 0..=u8::MAX {
+                    let mut bytes = sample.clone();
+                    bytes[at] = value;
+                    for bytes in [&bytes[..], &bytes[..at]] {
+                        if let Some((kind, credits, content)) = decode(bytes) {
+                            assert_eq!(encode(kind, credits, content), bytes);
+                        }
+                        if let Ok(room) = Room::from_private(bytes) {
+                            assert!(room.window >= 4 && room.message_len <= MESSAGE_LEN);
+                            assert!(room.message_len >= MESSAGE_LEN_MIN);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_is_no_message_is_refused() {
         for bad in
             [&[][..], &[1, 0, 0], &[1, 0, 0, 0, 5], &[2, 0, 0, 0], &[3, 0, 0, 0, 1], &[4, 0, 0, 0]]
