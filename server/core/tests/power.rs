@@ -2,7 +2,7 @@
 
 mod support;
 
-use sealfs_proto::{Ino, NodeId, Reply, Request, chunk_shard};
+use sealfs_proto::{Ino, NodeId, Reply, Request, SetAttr, Who, chunk_shard};
 use sealfs_transport::Ask;
 use support::{Cluster, Setup};
 
@@ -156,5 +156,30 @@ fn data_that_a_removal_has_dropped_does_not_come_back() {
         cluster.run_ms(1_000);
         let volume = cluster.setup.volume_blocks * BLOCK as u64;
         assert_eq!(cluster.free_bytes(other), volume, "nobody would ever drop it again");
+    }
+}
+
+#[test]
+fn the_rest_of_a_block_that_was_cut_does_not_come_back() {
+    let mut random = fastrand::Rng::with_seed(5);
+    for _ in 0..6 {
+        let mut cluster = Cluster::new(Setup { nodes: 2, cores: 2, ..Setup::default() });
+        let (file, index, home, other) = spread_file(&mut cluster);
+        let resize = |cluster: &mut Cluster, size| {
+            let set = SetAttr { size: Some(size), ..SetAttr::default() };
+            let request = Request::SetAttr { who: Who::root(), ino: file, set, opened: true };
+            cluster.change(file.shard(), request).unwrap();
+        };
+        let (cut, grown) = ((index << 20) + 100, (index + 1) << 20);
+        resize(&mut cluster, grown);
+        resize(&mut cluster, cut);
+        resize(&mut cluster, grown);
+        // What the client has to sync: no other node has answered a change.
+        cluster.call(0, home, Ask::read(file.shard(), Request::Sync)).unwrap();
+        cluster.lose_power(other, &mut random);
+        cluster.start(other);
+        let expected = [&block(2)[..100], &[0; BLOCK - 100]].concat();
+        let found = cluster.read(file, index, 0, BLOCK as u32);
+        assert!(found == expected, "what was cut is back");
     }
 }

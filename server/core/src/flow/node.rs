@@ -123,11 +123,13 @@ async fn discard(
     let cut = range.1 == u64::MAX;
     let mut at = range.0 / u64::from(chunk_size);
     let mut blocks = 0;
+    let mut cuts_block = false;
     let pass = Pass::begin(world, ino, origin);
     for step in 1_u64.. {
         let next = world.chunks.borrow().next_chunk(ino, at);
         let Some(index) = next else { break };
         let Some((from, to)) = within(index, chunk_size, range) else { break };
+        cuts_block |= !from.is_multiple_of(limits::BLOCK_SIZE);
         let change = ChunkChange::Discard { from, to, cut };
         match one_of_many(world, ino, index, change, Some(&pass)).await {
             Ok(more) => blocks += more,
@@ -136,6 +138,14 @@ async fn discard(
         at = index + 1;
         if step % CHUNKS_PER_TURN == 0 {
             world.sleep_ms(0).await;
+        }
+    }
+    // The rest of a block that is cut was written anew, now or by an execution before. If the device did not have it, the block
+    // as it was would come back after a loss of power, with nobody left who knows of the cut.
+    if origin.is_none() && cuts_block {
+        let synced = sync(world).await;
+        if synced.reply.is_err() {
+            return synced;
         }
     }
     done(world, origin, blocks).await
