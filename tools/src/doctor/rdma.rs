@@ -21,6 +21,12 @@ pub(crate) fn findings(root: &Root, only: Option<&str>) -> Vec<Finding> {
     }
     found.push(device_files(root));
     for device in &devices {
+        if is_iwarp(root, device) {
+            let refused = iwarp(device);
+            let other = only.is_none() && is_usable(root);
+            found.push(if other { Finding::fine(device, refused.text) } else { refused });
+            continue;
+        }
         for port in root.names(&format!("{DEVICES}/{device}/ports")) {
             found.extend(port_findings(root, device, &port));
         }
@@ -31,10 +37,27 @@ pub(crate) fn findings(root: &Root, only: Option<&str>) -> Vec<Finding> {
 /// Whether a port of a device can carry connections at all.
 pub(crate) fn is_usable(root: &Root) -> bool {
     let active = |device: &String| {
+        if is_iwarp(root, device) {
+            return false;
+        }
         let ports = root.names(&format!("{DEVICES}/{device}/ports"));
         ports.iter().any(|port| state(root, device, port).1)
     };
     root.names(DEVICES).iter().any(active)
+}
+
+/// RDMA_NODE_RNIC of the kernel's include/rdma/ib_verbs.h: an adapter that speaks iWARP, or one that is in that mode.
+fn is_iwarp(root: &Root, device: &str) -> bool {
+    let kind = root.text(&format!("{DEVICES}/{device}/node_type")).unwrap_or_default();
+    kind.split(':').next() == Some("4")
+}
+
+fn iwarp(device: &str) -> Finding {
+    Finding::unusable(
+        device,
+        "not used, for it speaks iWARP: there, an RDMA READ needs the reader's memory open to the peer, which a node's never is",
+        "put the adapter into RoCE mode if it has one, name another device with --rdma-device, or use --transport tcp",
+    )
 }
 
 fn modules(root: &Root) -> Finding {
@@ -310,6 +333,24 @@ mod tests {
         let found = findings(&root, None);
         assert_eq!(worst(&found), Verdict::Degraded);
         assert!(found.iter().any(|finding| finding.next.contains("ip addr add")), "{found:#?}");
+    }
+
+    #[test]
+    fn an_iwarp_device_is_refused_by_name_and_another_is_used_beside_it() {
+        let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2\n", "rx0\n")], "4500\n");
+        let put = |text: &str| fs::write(root.path(&format!("{DEVICES}/rxe0/node_type")), text);
+        put("1: CA\n").unwrap();
+        assert!(is_usable(&root) && worst(&findings(&root, None)) == Verdict::Fine);
+        put("4: RNIC\n").unwrap();
+        assert!(!is_usable(&root), "auto means TCP then");
+        let found = findings(&root, Some("rxe0"));
+        let refusal = found.iter().find(|finding| finding.what == "rxe0").unwrap();
+        assert_eq!(refusal.verdict, Verdict::Unusable);
+        assert!(
+            refusal.text.contains("iWARP") && refusal.text.contains("RDMA READ"),
+            "{refusal:?}"
+        );
+        assert!(refusal.next.contains("--transport tcp"), "{refusal:?}");
     }
 
     #[test]

@@ -419,3 +419,51 @@ fn payload_waits_for_memory_to_copy_through() {
     }
     assert_eq!((seen, back), ((0..30).collect(), 30));
 }
+
+#[test]
+fn memory_beyond_the_limit_is_refused_at_the_start_with_the_limit_and_the_next_step() {
+    let network = Network::new(1);
+    let verbs = network.host();
+    network.limit_memory(verbs.name(), 8 << 20);
+    let identity = Arc::new(Identity { key: Key::new([9; 32]), serves: None });
+    let pool = Pool::new(32 << 20).unwrap();
+    let refused = Rdma::over(Box::new(verbs), None, &pool, Config::new(identity));
+    let text = refused.err().expect("there is no endpoint").to_string();
+    for part in ["32 MiB", "RLIMIT_MEMLOCK is 8192 KiB", "ulimit -l unlimited", "LimitMEMLOCK"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn memory_that_cannot_be_registered_later_ends_only_the_connection_that_needs_it() {
+    let mut world = World::new(1);
+    let (poor, poor_conn, _) = world.client();
+    let (rich, rich_conn, _) = world.client();
+    let host = world.end(poor).host;
+    world.network.limit_memory(host, 1);
+    // It does not lie in registered memory, so that there must be more to copy through.
+    world.ask(poor, poor_conn, 1, vec![], Bulk::Receive(Region::zeroed(10_000)));
+    world.ask(rich, rich_conn, 2, vec![], Bulk::Receive(Region::zeroed(10_000)));
+    let (mut ended, mut answered, mut asked) = (None, false, None);
+    for _ in 0..STEPS_MAX {
+        for (end, event) in world.turn() {
+            match event {
+                Event::Closed { why, lent, .. } if end == poor => {
+                    assert_eq!((lent.len(), lent[0].0), (1, 1), "what was to be lent comes back");
+                    ended = Some(why.to_string());
+                }
+                Event::Request { conn, .. } => asked = Some(conn),
+                Event::Reply { .. } => answered |= end == rich,
+                _ => {}
+            }
+        }
+        if let Some(conn) = asked.take() {
+            world.answer(conn, 2, vec![], Bulk::None);
+        }
+        if ended.is_some() && answered {
+            break;
+        }
+    }
+    let text = ended.expect("the connection cannot go on");
+    assert!(text.contains("RLIMIT_MEMLOCK") && answered, "{text}");
+}

@@ -7,14 +7,15 @@ use sealfs_ring::Pool;
 use sealfs_transport::Random;
 
 use super::Kind;
+use crate::verbs::memlock::Lockable;
 use crate::verbs::{
     Access, Failure, Fault, Happening, Limits, Link, Loan, MESSAGE_LEN, Remote, WINDOW, Work,
 };
 
 /// Small, so that tests meet them.
 pub(super) const LIMITS: Limits = Limits { depth: 16, pieces: 2 };
-/// Memory that a host can register, bytes.
-const REGISTERED_MAX: usize = 256 << 20;
+/// Memory that a host can register unless it is told otherwise, bytes.
+const REGISTERED_MAX: u64 = 256 << 20;
 /// Works that are done and need not be told yet: the device tells only of some.
 const UNTOLD_MAX: usize = 6;
 /// Times that a device tries a receiver that is not ready.
@@ -36,6 +37,8 @@ pub(super) struct Fabric {
 struct HostState {
     happenings: VecDeque<Happening>,
     registered: Vec<Registration>,
+    /// How much of it there may be.
+    lockable: Lockable,
     /// Free receive buffers, and how many there are.
     buffers: usize,
     buffers_all: usize,
@@ -101,13 +104,15 @@ impl Fabric {
     }
 
     pub(super) fn add_host(&mut self) -> usize {
-        self.hosts.push(HostState { silent: true, ..HostState::default() });
+        let lockable = Lockable(Some(REGISTERED_MAX));
+        self.hosts.push(HostState { silent: true, lockable, ..HostState::default() });
         self.hosts.len() - 1
     }
 
     pub(super) fn start(&mut self, host: usize) {
         assert!(self.hosts[host].silent, "the process before it is gone");
-        self.hosts[host] = HostState::default();
+        let lockable = self.hosts[host].lockable;
+        self.hosts[host] = HostState { lockable, ..HostState::default() };
     }
 
     pub(super) fn cut(&mut self, one: usize, other: usize) {
@@ -148,6 +153,10 @@ impl Fabric {
 
     pub(super) fn fail_next(&mut self, host: usize, kind: Kind, fault: Fault) {
         self.hosts[host].faults.push((kind, fault));
+    }
+
+    pub(super) fn limit_memory(&mut self, host: usize, bytes: u64) {
+        self.hosts[host].lockable = Lockable(Some(bytes));
     }
 
     pub(super) fn silence(&mut self, host: usize) {
@@ -303,13 +312,8 @@ impl Fabric {
     ) -> Result<(), Failure> {
         let (start, len) = pool.arena();
         let remote_key = self.random.next() as u32;
-        let registered = &mut self.hosts[host].registered;
-        let all = registered.iter().map(|known| known.len).sum::<usize>() + len;
-        if all > REGISTERED_MAX {
-            return Err(Failure(format!(
-                "cannot register {len} bytes: the limit is {REGISTERED_MAX}"
-            )));
-        }
+        let HostState { registered, lockable, .. } = &mut self.hosts[host];
+        lockable.check(len, registered.iter().map(|known| known.len).sum())?;
         let start = start as usize;
         registered.push(Registration { _pool: pool.clone(), start, len, access, remote_key });
         Ok(())

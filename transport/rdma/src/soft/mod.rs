@@ -118,6 +118,11 @@ impl Network {
         self.0.borrow().is_stuck()
     }
 
+    /// The host may register so many bytes of memory from now on, what it has registered already included.
+    pub fn limit_memory(&self, host: Host, bytes: u64) {
+        self.0.borrow_mut().limit_memory(host.0, bytes);
+    }
+
     /// Receive buffers of the host that are free, and messages that met none.
     #[must_use]
     pub fn buffers(&self, host: Host) -> (usize, u64) {

@@ -21,6 +21,7 @@
 
 #[cfg(feature = "rdma")]
 pub mod ibv;
+pub(crate) mod memlock;
 
 use std::net::SocketAddr;
 

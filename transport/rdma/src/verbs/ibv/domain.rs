@@ -26,8 +26,8 @@ use rdma_sys::{
 };
 use sealfs_ring::{File, Pool, Wake};
 
-use super::memlock;
 use super::sys::{cause, nonblocking};
+use crate::verbs::memlock::Lockable;
 use crate::verbs::{Access, Failure};
 
 /// See the module's text.
@@ -104,8 +104,7 @@ unsafe impl Sync for Registration {}
 /// Every device that this process has open.
 static OPEN: Mutex<Vec<Weak<Domain>>> = Mutex::new(Vec::new());
 
-/// The names of all devices, and whether each can be used: iWARP cannot, for there an RDMA READ needs its target open to
-/// the peer.
+/// The names of all devices, and whether each is an iWARP one.
 pub(super) fn names() -> Result<Vec<(String, bool)>, Failure> {
     let mut count = 0;
     // SAFETY: `count` is writable; the list is freed below and not used after.
@@ -133,7 +132,7 @@ pub(super) fn names() -> Result<Vec<(String, bool)>, Failure> {
                 let device = *list.add(index);
                 let name = CStr::from_ptr(ibv_get_device_name(device)).to_string_lossy();
                 let is_iwarp = (*device).transport_type == ibv_transport_type::IBV_TRANSPORT_IWARP;
-                (name.into_owned(), !is_iwarp)
+                (name.into_owned(), is_iwarp)
             }
         })
         .collect();
@@ -217,13 +216,14 @@ impl Domain {
             return Ok(Arc::clone(known));
         }
         let locked = alive.iter().map(|known| known.len).sum();
-        memlock::check(len, locked)?;
+        let lockable = Lockable::by_this_process();
+        lockable.check(len, locked)?;
         // SAFETY: start..start + len is the pool's mapping, which the registration keeps alive until it is undone.
         let raw = unsafe { ibv_reg_mr(self.raw_pd(), start.cast(), len, flags.0 as libc::c_int) };
         let raw = NonNull::new(raw).ok_or_else(|| {
             let error = io::Error::last_os_error();
             match error.raw_os_error() {
-                Some(libc::ENOMEM) => memlock::refused(len, locked),
+                Some(libc::ENOMEM) => lockable.refused(len, locked),
                 _ => Failure(format!(
                     "device {}: cannot register {} MiB of memory: {}",
                     self.name,
@@ -353,14 +353,19 @@ impl Context {
             if list.is_null() {
                 return Err(Failure(format!("device {name} is gone")));
             }
-            let mut opened = None;
+            let (mut opened, mut is_iwarp) = (None, false);
             for index in 0..usize::try_from(count).unwrap_or(0) {
                 let device = *list.add(index);
                 if CStr::from_ptr(ibv_get_device_name(device)).to_bytes() == name.as_bytes() {
-                    opened = Some(ibv_open_device(device));
+                    // A route may go through any device.
+                    is_iwarp = (*device).transport_type == ibv_transport_type::IBV_TRANSPORT_IWARP;
+                    opened = (!is_iwarp).then(|| ibv_open_device(device));
                 }
             }
             ibv_free_device_list(list);
+            if is_iwarp {
+                return Err(super::choice::iwarp(name));
+            }
             opened
         };
         match opened {

@@ -17,11 +17,11 @@
 //! A device may keep a receive buffer that it took for a queue pair which failed in that moment (InfiniBand
 //! Specification, "last WQE reached"); each receive queue has some to spare.
 
+mod choice;
 mod cm;
 mod device;
 mod domain;
 mod listen;
-mod memlock;
 mod queue;
 mod sys;
 
@@ -114,26 +114,7 @@ impl Ibv {
     /// A provider that uses `device` (`None`: whichever a route goes through), and is woken by `wake` when another thread
     /// has something for it. Fails, with what to do, if there is no RDMA here.
     pub fn new(device: Option<&str>, wake: Wake) -> Result<Self, Failure> {
-        let names = domain::names()?;
-        let usable: Vec<&String> =
-            names.iter().filter(|(_, usable)| *usable).map(|(name, _)| name).collect();
-        if usable.is_empty() {
-            let why = if names.is_empty() {
-                "no RDMA device is there (`rdma link`); soft-RoCE makes one: `rdma link add rxe0 type rxe netdev eth0`"
-            } else {
-                "there are only iWARP devices, which sealfs cannot use"
-            };
-            return Err(Failure(format!("{why}; or use --transport tcp")));
-        }
-        if let Some(device) = device
-            && !usable.iter().any(|name| *name == device)
-        {
-            return Err(Failure(format!("there is no RDMA device {device}; there is {usable:?}")));
-        }
-        let only = device.map(str::to_owned).or(match usable[..] {
-            [only] => Some(only.clone()),
-            _ => None,
-        });
+        let only = choice::choose(&domain::names()?, device)?;
         let channel = Arc::new(Channel::new()?);
         let file = channel.file().map_err(|error| Failure(sys::cause(&error)))?;
         let mut new = Self {
