@@ -19,7 +19,7 @@ use std::time::Duration;
 use sealfs_client_core::Fs;
 use sealfs_net::{Choice, Net};
 use sealfs_proto::{Address, ClusterMap, Request, ShardId, limits};
-use sealfs_ring::{Completion, Config, Owner, Pool, Ring};
+use sealfs_ring::{Completion, Config, Owner, Poll, Pool, Ring};
 use sealfs_transport::tasks::{Tasks, join_all};
 use sealfs_transport::{Ask, Calls, Identity, Instant, Key, Me, Options};
 
@@ -41,6 +41,8 @@ pub struct Network {
     pub choice: Choice,
     /// The RDMA device; `None`: whichever the route to a node goes through.
     pub rdma_device: Option<String>,
+    /// What the thread does that waits for them.
+    pub poll: Poll,
 }
 
 impl Link {
@@ -52,10 +54,10 @@ impl Link {
         pool_len: usize,
     ) -> Result<Self, MountError> {
         let failed = |error: io::Error| MountError(error.to_string());
-        let ring = Ring::new(Config::default()).map_err(failed)?;
+        let Network { choice, rdma_device, poll } = network.clone();
+        let ring = Ring::new(Config { poll, ..Config::default() }).map_err(failed)?;
         let pool = Pool::new(pool_len).map_err(failed)?;
         let identity = Arc::new(Identity { key, serves: None });
-        let Network { choice, rdma_device } = network.clone();
         let config = sealfs_net::Config { identity, choice, rdma_device };
         let net = Net::new(&ring, &pool, config).map_err(|error| MountError(error.to_string()))?;
         let me = Me::Client { endpoint: 0, session_seed: random()? };
@@ -87,7 +89,9 @@ impl Link {
     ) -> Result<(), MountError> {
         let now = sealfs_ring::now().mono;
         let wait = deadline.map(|deadline| Duration::from_nanos(deadline.0.saturating_sub(now.0)));
-        self.ring.enter(wait).map_err(|error| MountError(format!("io_uring: {error}")))?;
+        self.net
+            .enter(&self.ring, wait)
+            .map_err(|error| MountError(format!("io_uring: {error}")))?;
         while let Some(done) = self.ring.next() {
             let is_nets = matches!(done.owner, Owner::Tcp | Owner::Rdma);
             if is_nets { self.net.complete(done) } else { other(done) }

@@ -35,7 +35,7 @@ pub struct MountOptions {
     pub noatime: bool,
     /// Every user may enter (`allow_other`), not only the one who mounts. A mount by root always allows it.
     pub allow_other: bool,
-    /// `transport=` and `rdma_device=`.
+    /// `transport=`, `rdma_device=` and `poll=`.
     pub network: Network,
     /// `consistency=`.
     pub consistency: Consistency,
@@ -96,6 +96,10 @@ impl MountOptions {
                 self.network.choice = choice.parse().map_err(wrong)?;
             }
             Some(("rdma_device", device)) => self.network.rdma_device = Some(device.to_owned()),
+            Some(("poll", poll)) => {
+                let wrong = |error| MountError(format!("mount option `{word}`: {error}"));
+                self.network.poll = poll.parse().map_err(wrong)?;
+            }
             Some(("consistency", "close-to-open")) => self.consistency = Consistency::CloseToOpen,
             Some(("consistency", "strict")) => self.consistency = Consistency::Strict,
             Some(("consistency", other)) => {
@@ -116,7 +120,8 @@ impl MountOptions {
             _ => {
                 return Err(MountError(format!(
                     "unknown mount option `{word}`; known are ro, rw, nodev, nosuid, noexec, noatime, allow_other, \
-                     transport=auto|tcp|rdma, rdma_device=DEVICE, consistency=close-to-open|strict, timeout=SECONDS, key=FILE, log=FILE"
+                     transport=auto|tcp|rdma, rdma_device=DEVICE, poll=adaptive|spin|sleep, \
+                     consistency=close-to-open|strict, timeout=SECONDS, key=FILE, log=FILE"
                 )));
             }
         }
@@ -169,6 +174,7 @@ fn is_for_mount(word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use sealfs_net::Choice;
+    use sealfs_ring::Poll;
 
     use super::*;
 
@@ -176,6 +182,7 @@ mod tests {
     fn a_list_is_applied_from_left_to_right() {
         let mut options = MountOptions::default();
         let list = "ro,defaults,_netdev,x-systemd.automount,nosuid,timeout=5,key=/etc/sealfs.key,transport=tcp,log=/l,rw,\
+                    poll=spin,\
                     consistency=close-to-open,consistency=strict,";
         options.apply(list).unwrap();
         let expected = MountOptions {
@@ -183,7 +190,7 @@ mod tests {
             timeout_ms: 5_000,
             key: Some("/etc/sealfs.key".into()),
             log: Some("/l".into()),
-            network: Network { choice: Choice::Tcp, rdma_device: None },
+            network: Network { choice: Choice::Tcp, rdma_device: None, poll: Poll::Spin },
             consistency: Consistency::Strict,
             ..MountOptions::default()
         };
@@ -194,7 +201,7 @@ mod tests {
     fn an_unknown_word_is_refused_by_name() {
         let words =
             ["raedonly", "timeout=soon", "timeout=-1", "transport=ib", "key=", "log=", "ro=1"];
-        for word in words.into_iter().chain(["consistency=some"]) {
+        for word in words.into_iter().chain(["consistency=some", "poll=never"]) {
             let error = MountOptions::default().apply(&format!("ro,{word}")).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use sealfs_net::Choice;
 use sealfs_proto::nodes::{self, NodeList};
 use sealfs_proto::{NodeId, TransportKind, limits};
+use sealfs_ring::Poll;
 use sealfs_server_core::Durability;
 use sealfs_transport::Key;
 use serde::Deserialize;
@@ -34,6 +35,8 @@ pub struct Settings {
     pub transport: Option<String>,
     /// The RDMA device. Default: whichever the route to a peer goes through.
     pub rdma_device: Option<String>,
+    /// `adaptive` (default), `spin` or `sleep`: what threads do while they wait.
+    pub poll: Option<String>,
     /// Path of the key file.
     pub key: Option<PathBuf>,
     /// `process` (default), `power` or `scratch`.
@@ -59,6 +62,8 @@ pub struct Config {
     pub transport: Choice,
     /// The RDMA device; `None`: whichever the route goes through.
     pub rdma_device: Option<String>,
+    /// What threads do while they wait.
+    pub poll: Poll,
     /// Where to listen with RDMA, `host:port`.
     pub rdma_listen: String,
     /// This node.
@@ -106,6 +111,7 @@ impl Settings {
             cores: self.cores.or(below.cores),
             transport: self.transport.or(below.transport),
             rdma_device: self.rdma_device.or(below.rdma_device),
+            poll: self.poll.or(below.poll),
             key: self.key.or(below.key),
             durability: self.durability.or(below.durability),
             size: self.size.or(below.size),
@@ -124,6 +130,7 @@ impl Settings {
         let (id, listen) = own_place(&nodes, self.id, self.listen)?;
         let transport = self.transport.as_deref().unwrap_or("auto").parse::<Choice>();
         let transport = transport.map_err(|error| ConfigError(error.to_string()))?;
+        let poll = self.poll.as_deref().unwrap_or("adaptive").parse::<Poll>();
         let rdma_listen = rdma_listen(&nodes, id, &listen);
         let volume_len = self.size.map(|size| volume_len(&size)).transpose()?;
         let memory = self.memory.map_or(Ok(MEMORY), |memory| {
@@ -148,6 +155,7 @@ impl Settings {
             listen,
             transport,
             rdma_device: self.rdma_device,
+            poll: poll.map_err(ConfigError)?,
             rdma_listen,
             id,
             nodes,
@@ -429,6 +437,7 @@ mod tests {
             (with(|s| s.id = Some(9)), ["id 9: no such node", "1@127.0.0.1:7001"]),
             (with(|s| s.transport = Some("x".into())), ["transport x", "use rdma, tcp or auto"]),
             (with(|s| s.durability = Some("x".into())), ["durability x", "process, power"]),
+            (with(|s| s.poll = Some("x".into())), ["poll x", "use spin, adaptive or sleep"]),
             (with(|s| s.size = Some("1K".into())), ["size 1K", "at least 256M"]),
             (with(|s| s.memory = Some("x".into())), ["memory", "at least 16M"]),
             (with(|s| s.lease = Some(89)), ["lease", "at least 90"]),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use sealfs_net::Net;
 use sealfs_proto::TransportKind;
-use sealfs_ring::{Owner, Pool, Ring, Wake, now, pin};
+use sealfs_ring::{Owner, Poll, Pool, Ring, Wake, now, pin};
 use sealfs_server_core::{Config, Core, CoreId, Mail, Ports};
 use sealfs_transport::{Arena, Instant};
 
@@ -26,6 +26,8 @@ pub(crate) struct CoreThread {
     pub(crate) processor: Option<usize>,
     /// Its part of the node's arena.
     pub(crate) pool: Pool,
+    /// What it does while it waits.
+    pub(crate) poll: Poll,
     /// Who the node is in handshakes, and over which transports.
     pub(crate) network: sealfs_net::Config,
     /// Where it listens with RDMA.
@@ -101,7 +103,8 @@ impl CoreThread {
         if let Some(processor) = self.processor {
             pin(processor).map_err(failed)?;
         }
-        let ring = Ring::new(sealfs_ring::Config::default()).map_err(failed)?;
+        let config = sealfs_ring::Config { poll: self.poll, ..sealfs_ring::Config::default() };
+        let ring = Ring::new(config).map_err(failed)?;
         let pool = self.pool;
         // Every core does so before the first of them registers the arena: nobody goes on before all have their rings.
         if self.network.choice.may_be_rdma() {
@@ -177,7 +180,7 @@ impl Loop {
     fn take_completions(&self, deadline: Option<Instant>) -> Result<(), Fatal> {
         let wait =
             deadline.map(|deadline| Duration::from_nanos(deadline.0.saturating_sub(now().mono.0)));
-        self.ring.enter(wait).map_err(|error| Fatal {
+        self.net.enter(&self.ring, wait).map_err(|error| Fatal {
             code: Fatal::BUG,
             reason: format!("io_uring_enter failed: {error}"),
         })?;

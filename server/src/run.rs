@@ -108,6 +108,7 @@ impl Server {
                 config: core_config(core, cores),
                 processor: config.cores[usize::from(core)],
                 pool,
+                poll: config.poll,
                 network: network.clone(),
                 rdma_listen: config.rdma_listen.clone(),
                 files: CoreFiles::of(&dir, core)?,

@@ -1,5 +1,6 @@
 //! A node as its clients see it: real files, real sockets, one process.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use sealfs_proto::{
     Address, Errno, Ino, New, NodeId, Reply, Request, ShardId, TransportKind, Who, limits, nodes,
 };
-use sealfs_ring::{Owner, Pool, Ring, now};
+use sealfs_ring::{Owner, Poll as Waiting, Pool, Ring, now};
 use sealfs_server::{Choice, Config, Fatal, Server, StartError};
 use sealfs_server_core::Durability;
 use sealfs_tcp::Tcp;
@@ -27,6 +28,7 @@ fn config(data: &Path, cores: usize) -> Config {
         transport: Choice::Tcp,
         rdma_device: None,
         rdma_listen: String::new(),
+        poll: Waiting::default(),
         id: NODE,
         nodes: nodes::parse("127.0.0.1:7000").unwrap(),
         key: Key::new(KEY),
@@ -169,6 +171,49 @@ fn a_node_answers_and_stops_in_order() {
         other => panic!("status gives a status, not {other:?}"),
     }
     stop(server).unwrap();
+}
+
+/// Processor time of each thread of a core in this process, nanoseconds (the first number of schedstat), by thread.
+fn cores_cpu_ns() -> BTreeMap<String, u64> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let of_cores = tasks.filter_map(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let times = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let nanos = times.split(' ').next()?.parse().ok()?;
+        let id = task.file_name().to_string_lossy().into_owned();
+        name.starts_with("core ").then_some((id, nanos))
+    });
+    of_cores.collect()
+}
+
+/// Side by side, for the same time: ratios, since nobody knows how busy the machine is.
+#[test]
+fn a_node_without_work_leaves_its_processor_to_others_unless_it_is_to_spin() {
+    let mut nodes = Vec::new();
+    for poll in [Waiting::Sleep, Waiting::Adaptive, Waiting::Spin] {
+        let before = cores_cpu_ns();
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Config { poll, ..config(&dir.path().join("data"), 1) }).unwrap();
+        let client = Client::new(&server, KEY, 1);
+        let ino = client.create("file");
+        client.write(ino, 0, 10_000, 7);
+        assert!(client.read(ino, 0, 10_000).iter().all(|byte| *byte == 7), "{poll} serves");
+        let own = cores_cpu_ns().into_keys().find(|id| !before.contains_key(id)).unwrap();
+        nodes.push((own, server, dir));
+    }
+    let times = || nodes.iter().map(|(own, ..)| cores_cpu_ns()[own]).collect::<Vec<_>>();
+    let before = times();
+    // The one that spins has had its share of the processor when it has used that much.
+    let mut after = times();
+    for _ in 0..2_000 {
+        if after[2] - before[2] > 300_000_000 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        after = times();
+    }
+    let used: Vec<u64> = before.iter().zip(&after).map(|(before, after)| after - before).collect();
+    assert!(used[0] < used[2] / 10 && used[1] < used[2] / 10, "sleep, adaptive, spin: {used:?} ns");
 }
 
 #[test]

@@ -28,6 +28,6 @@ impl NetworkArgs {
     /// What they say.
     pub(crate) fn network(&self) -> Result<Network, Failure> {
         let choice: Choice = self.transport.parse().map_err(|error| format!("--{error}"))?;
-        Ok(Network { choice, rdma_device: self.rdma_device.clone() })
+        Ok(Network { choice, rdma_device: self.rdma_device.clone(), ..Network::default() })
     }
 }

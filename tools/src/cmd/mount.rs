@@ -21,6 +21,10 @@ pub(crate) struct Args {
     /// The RDMA device; else whichever the route to a node goes through.
     #[arg(long, value_name = "DEVICE")]
     rdma_device: Option<String>,
+    /// What the client's thread does while it waits: adaptive (the default: looks for a moment if something is likely to
+    /// come, then sleeps), spin (never sleeps) or sleep.
+    #[arg(long, value_name = "adaptive|spin|sleep")]
+    poll: Option<String>,
     /// The cluster's key file.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
@@ -56,6 +60,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     for (name, value) in [
         ("transport", args.transport),
         ("rdma_device", args.rdma_device),
+        ("poll", args.poll),
         ("consistency", args.consistency),
         ("timeout", args.timeout.map(|s| s.to_string())),
     ] {

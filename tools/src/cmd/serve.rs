@@ -34,6 +34,10 @@ pub(crate) struct Args {
     /// The RDMA device; else whichever the route to a peer goes through.
     #[arg(long, value_name = "DEVICE")]
     rdma_device: Option<String>,
+    /// What threads do while they wait: adaptive (the default: look for a moment if something is likely to come, then
+    /// sleep), spin (never sleep; a processor each) or sleep.
+    #[arg(long, value_name = "adaptive|spin|sleep")]
+    poll: Option<String>,
     /// File with the key that all nodes and clients share (`sealfs key` makes one).
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
@@ -67,6 +71,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         cores: args.cores,
         transport: args.transport,
         rdma_device: args.rdma_device,
+        poll: args.poll,
         key: args.key,
         durability: args.durability,
         size: args.size,

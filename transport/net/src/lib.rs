@@ -14,9 +14,11 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sealfs_proto::{Address, TransportKind};
 use sealfs_rdma::Rdma;
@@ -172,6 +174,14 @@ impl Net {
             (Owner::Tcp, Some(tcp), _) => tcp.complete(completion),
             (Owner::Rdma, _, Some(rdma)) => rdma.complete(completion),
             (owner, ..) => unreachable!("nothing was submitted for {owner:?}"),
+        }
+    }
+
+    /// Waits as [`Ring::enter`] does; while it looks for completions, for those that only devices know of, too.
+    pub fn enter(&self, ring: &Ring, deadline: Option<Duration>) -> io::Result<()> {
+        match &self.rdma {
+            Some(rdma) => ring.enter_looking(deadline, || rdma.look()),
+            None => ring.enter(deadline),
         }
     }
 

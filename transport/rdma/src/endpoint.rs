@@ -30,6 +30,8 @@ pub(crate) struct Endpoint {
     identity: Arc<Identity>,
     handshake_ms: u64,
     keepalive_ms: u64,
+    /// Whether the thread ever sleeps: then the provider wakes it.
+    sleeps: bool,
     slots: Vec<Option<Box<Connection>>>,
     free: Vec<usize>,
     /// Connections made so far.
@@ -61,12 +63,14 @@ impl Endpoint {
         identity: Arc<Identity>,
         handshake_ms: u64,
         keepalive_ms: u64,
+        sleeps: bool,
     ) -> Self {
         Self {
             verbs,
             identity,
             handshake_ms,
             keepalive_ms,
+            sleeps,
             slots: Vec::new(),
             free: Vec::new(),
             count: 0,
@@ -189,8 +193,10 @@ impl Endpoint {
         self.expire(now);
         self.probe(now);
         self.work_off(now);
-        self.verbs.arm();
-        self.take_happenings();
+        if self.sleeps {
+            self.verbs.arm();
+            self.take_happenings();
+        }
         self.retry_at = self.verbs.retry_ms().map(|ms| now.after_ms(ms));
     }
 
@@ -212,10 +218,18 @@ impl Endpoint {
 
     // ---- what the provider tells ----
 
-    fn take_happenings(&mut self) {
+    /// Whether anything has happened; takes it.
+    pub(crate) fn look(&mut self) -> bool {
+        self.take_happenings()
+    }
+
+    fn take_happenings(&mut self) -> bool {
+        let mut any = false;
         while let Some(happening) = self.verbs.poll() {
             self.on_happening(happening);
+            any = true;
         }
+        any
     }
 
     fn on_happening(&mut self, happening: Happening) {

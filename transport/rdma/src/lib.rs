@@ -42,7 +42,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use sealfs_proto::{Address, TransportKind};
-use sealfs_ring::{Completion, Key, Op, Owner, Pool, Ring};
+use sealfs_ring::{Completion, Key, Op, Owner, Poll, Pool, Ring};
 use sealfs_transport::{
     CloseReason, Conn, Event, Frame, Hello, Identity, Instant, Region, Transport,
 };
@@ -120,7 +120,8 @@ impl Rdma {
         let serves = config.identity.serves.is_some();
         verbs.register(pool, if serves { Access::Local } else { Access::Remote })?;
         let Config { identity, handshake_ms, keepalive_ms, .. } = config;
-        let endpoint = Endpoint::new(verbs, identity, handshake_ms, keepalive_ms);
+        let sleeps = ring.as_ref().is_none_or(|ring| ring.poll() != Poll::Spin);
+        let endpoint = Endpoint::new(verbs, identity, handshake_ms, keepalive_ms, sleeps);
         Ok(Self(Rc::new(RefCell::new(Driven { endpoint, ring, watched: HashMap::new() }))))
     }
 
@@ -135,6 +136,13 @@ impl Rdma {
         let mut driven = self.0.borrow_mut();
         driven.watched.remove(&completion.id);
         driven.endpoint.woken(completion.id);
+    }
+
+    /// Looks for what has come and no descriptor has told of; whether there was anything, which is for [`Transport::poll`] to
+    /// tell. For a thread that does not sleep. Cost: without system calls if there was nothing.
+    #[must_use]
+    pub fn look(&self) -> bool {
+        self.0.borrow_mut().endpoint.look()
     }
 
     /// What the connections are made of and have done. Cost: a look at each connection.

@@ -28,6 +28,7 @@
 
 mod clock;
 mod op;
+mod poll;
 mod pool;
 mod ring;
 mod socket;
@@ -35,6 +36,7 @@ mod sys;
 
 pub use clock::{now, pin};
 pub use op::{Completion, File, Key, Op, Owner, Piece};
+pub use poll::Poll;
 pub use pool::{Pool, REGION_LEN_MAX};
-pub use ring::{Config, Ring, Wake};
+pub use ring::{Config, Ring, Waits, Wake};
 pub use socket::{Timeouts, bind_listener, peer_address, stream};

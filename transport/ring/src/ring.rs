@@ -23,6 +23,7 @@ use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 
 use crate::op::{Completion, File, Key, Op, Owner, Piece};
+use crate::poll::{Patience, Poll};
 use crate::{Pool, sys};
 
 /// How a ring is made.
@@ -30,14 +31,23 @@ use crate::{Pool, sys};
 pub struct Config {
     /// Submissions that one system call takes (more just cost another call), a power of two.
     pub entries: u32,
-    /// How long [`Ring::enter`] looks for completions before it sleeps. Zero wherever threads outnumber processors.
-    pub spin: Duration,
+    /// Whether waiting looks for completions before it sleeps.
+    pub poll: Poll,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { entries: 256, spin: Duration::ZERO }
+        Self { entries: 256, poll: Poll::Adaptive }
     }
+}
+
+/// How a ring has waited so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// Waits that have looked for something before, or instead of, sleeping.
+    pub looked: u64,
+    /// Waits that have slept.
+    pub slept: u64,
 }
 
 /// One thread's io_uring; a clone is the same ring. See the crate's text for the loop around it.
@@ -67,7 +77,8 @@ struct Inner {
     /// Whether the read of the eventfd is in flight; never started again while `closing`.
     wake_armed: bool,
     closing: bool,
-    spin: Duration,
+    patience: Patience,
+    waits: Waits,
 }
 
 #[derive(Default)]
@@ -120,7 +131,8 @@ impl Ring {
             wake_count: Box::new([0; 8]),
             wake_armed: false,
             closing: false,
-            spin: config.spin,
+            patience: Patience::new(config.poll),
+            waits: Waits::default(),
         };
         inner.read_wake();
         Ok(Self(Rc::new(RefCell::new(inner))))
@@ -166,7 +178,39 @@ impl Ring {
     /// passed (`None`: none). Returns at once if completions are waiting. Cost: one system call, none if there is nothing to
     /// start and something has completed.
     pub fn enter(&self, deadline: Option<Duration>) -> io::Result<()> {
-        self.0.borrow_mut().enter(deadline)
+        self.enter_looking(deadline, || false)
+    }
+
+    /// The same; while it looks for completions before it sleeps, it also has `look` see whether something came that the
+    /// kernel does not tell of while nobody sleeps, and returns if so. `look` may use the ring but not enter it.
+    pub fn enter_looking(
+        &self,
+        deadline: Option<Duration>,
+        mut look: impl FnMut() -> bool,
+    ) -> io::Result<()> {
+        let Some(wait) = self.0.borrow_mut().begin(deadline)? else { return Ok(()) };
+        while wait.looks_on() {
+            if look() || self.0.borrow_mut().look()? {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        if wait.left() == Some(Duration::ZERO) {
+            return Ok(());
+        }
+        self.0.borrow_mut().sleep(&wait)
+    }
+
+    /// Whether it looks for completions before it sleeps.
+    #[must_use]
+    pub fn poll(&self) -> Poll {
+        self.0.borrow().patience.poll()
+    }
+
+    /// How it has waited so far.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        self.0.borrow().waits
     }
 
     /// The next completed operation. Look at what other threads may have sent after this has returned `None`: whatever
@@ -244,53 +288,60 @@ impl Inner {
         }
     }
 
-    fn enter(&mut self, deadline: Option<Duration>) -> io::Result<()> {
+    /// Starts what was submitted; a wait, if there is something to wait for.
+    fn begin(&mut self, deadline: Option<Duration>) -> io::Result<Option<Wait>> {
         self.drain_backlog();
         let completed = !self.uring.completion().is_empty();
         if completed && self.uring.submission().is_empty() && self.backlog.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let entered = match deadline {
-            _ if completed => self.enter_without_waiting(),
-            Some(Duration::ZERO) => self.enter_without_waiting(),
-            _ if !self.spin.is_zero() && self.spin(deadline)? => Ok(0),
-            Some(deadline) => {
-                let time = Timespec::from(deadline);
+        if completed || deadline == Some(Duration::ZERO) {
+            return self.enter_without_waiting().map(|()| None);
+        }
+        let look = self.patience.look(deadline);
+        if look.is_zero() {
+            let start = self.patience.is_adaptive().then(Instant::now);
+            return Ok(Some(Wait { start, look, deadline }));
+        }
+        let start = Some(Instant::now());
+        self.enter_without_waiting()?;
+        self.waits.looked += 1;
+        Ok(Some(Wait { start, look, deadline }))
+    }
+
+    /// Whether something has completed; has the kernel run what is due for that.
+    fn look(&mut self) -> io::Result<bool> {
+        if self.uring.submission().taskrun() {
+            self.enter_without_waiting()?;
+        }
+        Ok(!self.uring.completion().is_empty())
+    }
+
+    fn sleep(&mut self, wait: &Wait) -> io::Result<()> {
+        self.waits.slept += 1;
+        self.drain_backlog();
+        let entered = match wait.left() {
+            Some(left) => {
+                let time = Timespec::from(left);
                 self.uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
             }
             None => self.uring.submit_and_wait(1),
         };
-        match entered.map_err(|error| error.raw_os_error().unwrap_or(0)) {
-            // EBUSY, EAGAIN: the kernel wants its completions taken, or memory, first; what was queued stays queued.
-            Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-            Err(number) => Err(io::Error::from_raw_os_error(number)),
+        if self.patience.is_adaptive() {
+            let waited = wait.start.map_or(Duration::MAX, |start| start.elapsed());
+            self.patience.slept(waited, !self.uring.completion().is_empty());
         }
+        settled(entered.map(drop))
     }
 
     /// Submits, and has the kernel run what is due, without sleeping.
-    fn enter_without_waiting(&mut self) -> io::Result<usize> {
+    fn enter_without_waiting(&mut self) -> io::Result<()> {
         let queued = self.uring.submission().len() as u32;
         // SAFETY: no argument is passed; the entries counted are those that `drain_backlog` put in.
-        unsafe {
+        let entered = unsafe {
             self.uring.submitter().enter::<libc::sigset_t>(queued, 0, IORING_ENTER_GETEVENTS, None)
-        }
-    }
-
-    /// Looks for completions for a while; whether there are some.
-    fn spin(&mut self, deadline: Option<Duration>) -> io::Result<bool> {
-        let until = Instant::now() + deadline.map_or(self.spin, |deadline| deadline.min(self.spin));
-        self.enter_without_waiting()?;
-        loop {
-            if !self.uring.completion().is_empty() {
-                return Ok(true);
-            }
-            if self.uring.submission().taskrun() {
-                self.enter_without_waiting()?;
-            } else if Instant::now() >= until {
-                return Ok(false);
-            }
-            std::hint::spin_loop();
-        }
+        };
+        settled(entered.map(drop))
     }
 
     fn next(&mut self) -> Option<Completion> {
@@ -338,6 +389,16 @@ impl Inner {
         self.slots.len() - self.free.len()
     }
 
+    /// Starts what was submitted and sleeps until something completes.
+    fn wait_for(&mut self, time: Duration) -> io::Result<()> {
+        self.drain_backlog();
+        if self.uring.completion().is_empty() {
+            let wait = Wait { start: None, look: Duration::ZERO, deadline: Some(time) };
+            return self.sleep(&wait);
+        }
+        self.enter_without_waiting()
+    }
+
     /// Has everything cancelled and waits for it; false if the kernel did not let go in time.
     fn settle(&mut self) -> bool {
         let until = Instant::now() + DROP_TIMEOUT;
@@ -345,12 +406,43 @@ impl Inner {
         while self.in_flight() > 0 || self.wake_armed {
             let any = CancelBuilder::any().all();
             self.push(cancellation(opcode::AsyncCancel2::new(any).build()));
-            if Instant::now() >= until || self.enter(Some(Duration::from_millis(100))).is_err() {
+            if Instant::now() >= until || self.wait_for(Duration::from_millis(100)).is_err() {
                 return false;
             }
             while self.next().is_some() {}
         }
         true
+    }
+}
+
+/// A wait that has begun.
+struct Wait {
+    /// When, if that matters.
+    start: Option<Instant>,
+    /// How long to look.
+    look: Duration,
+    /// How long to wait at most.
+    deadline: Option<Duration>,
+}
+
+impl Wait {
+    /// Whether there is still to be looked.
+    fn looks_on(&self) -> bool {
+        !self.look.is_zero() && self.start.is_some_and(|start| start.elapsed() < self.look)
+    }
+
+    /// What is left until the deadline.
+    fn left(&self) -> Option<Duration> {
+        let gone = self.start.filter(|_| !self.look.is_zero()).map(|start| start.elapsed());
+        self.deadline.map(|deadline| deadline.saturating_sub(gone.unwrap_or_default()))
+    }
+}
+
+/// The kernel may want its completions taken, or memory, first (EBUSY, EAGAIN): what was queued stays queued.
+fn settled(entered: io::Result<()>) -> io::Result<()> {
+    match entered.map_err(|error| error.raw_os_error().unwrap_or(0)) {
+        Ok(()) | Err(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+        Err(number) => Err(io::Error::from_raw_os_error(number)),
     }
 }
 
@@ -690,13 +782,51 @@ mod tests {
 
     #[test]
     fn a_deadline_ends_the_wait_spinning_or_not() {
-        for spin in [Duration::ZERO, Duration::from_micros(300)] {
-            let ring = Ring::new(Config { entries: 8, spin }).unwrap();
+        for poll in [Poll::Sleep, Poll::Adaptive, Poll::Spin] {
+            let ring = Ring::new(Config { entries: 8, poll }).unwrap();
             let start = Instant::now();
             ring.enter(Some(Duration::from_millis(3))).unwrap();
-            assert!(start.elapsed() >= Duration::from_millis(3) - spin);
+            assert!(start.elapsed() >= Duration::from_millis(3));
             assert!(ring.next().is_none());
         }
+    }
+
+    /// Counted in waits, not in time: who does not look burns nothing.
+    #[test]
+    fn an_idle_thread_looks_only_if_it_is_to_spin() {
+        for (poll, looked, slept) in
+            [(Poll::Sleep, 0, 30), (Poll::Adaptive, 0, 30), (Poll::Spin, 30, 0)]
+        {
+            let ring = Ring::new(Config { entries: 8, poll }).unwrap();
+            for _ in 0..30 {
+                ring.enter(Some(Duration::from_millis(1))).unwrap();
+                assert!(ring.next().is_none());
+            }
+            assert_eq!(ring.waits(), Waits { looked, slept }, "{poll}");
+        }
+    }
+
+    #[test]
+    fn who_spins_sees_what_completes_and_what_else_there_is_without_sleeping() {
+        let ring = Ring::new(Config { entries: 8, poll: Poll::Spin }).unwrap();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        ring.submit(Owner::Tcp, 1, receive(&File::new(near), 4, true));
+        let mut looks = 0;
+        ring.enter_looking(None, || {
+            looks += 1;
+            looks == 7
+        })
+        .unwrap();
+        assert!(looks == 7 && ring.next().is_none());
+        let other = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(2));
+            far.write_all(b"late").unwrap();
+            far
+        });
+        ring.enter(None).unwrap();
+        assert_eq!(ring.next().unwrap().result.unwrap(), 4);
+        drop(other.join().unwrap());
+        assert_eq!(ring.waits(), Waits { looked: 2, slept: 0 });
     }
 
     #[test]
