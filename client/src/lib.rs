@@ -27,7 +27,7 @@ pub use options::{Consistency, MountOptions};
 pub use point::is_mounted;
 pub use probe::{BULK_LEN, Measured, Probed, ROUND_TRIPS, probe_nodes};
 pub use sealfs_net::Choice;
-pub use status::{ClusterStatus, Reached, cluster_status, read_nodes};
+pub use status::{ClusterStatus, MountStatus, Reached, cluster_status, mount_status, read_nodes};
 
 /// Whether the bytes are a request as the kernel's FUSE writes it, with `behind` bytes of data that lie elsewhere: what a mount
 /// asks of everything that it reads. For tests of the decoder, whose types are the session's own.

@@ -27,6 +27,7 @@ use crate::fuse::{Files, Kernel, RETRY_MS, Session, Turn};
 use crate::key::read_key;
 use crate::link::{Link, learn_map};
 use crate::point::{self, InUse};
+use crate::status::encode_page;
 use crate::sys::Signals;
 use crate::{Consistency, MountOptions};
 
@@ -164,7 +165,7 @@ fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Resul
     let device = point::attach(&config.mountpoint, &config.options)?;
     // Nobody hears it if `start` has gone, which then unmounts.
     let _ = mounted.send(());
-    let served = client.serve(Kernel::new(device), config.options.consistency);
+    let served = client.serve(Kernel::new(device), &config.options);
     let ended = match served {
         Ok(()) => client.finish(&config.options),
         Err(error) => {
@@ -235,10 +236,12 @@ impl Client {
     }
 
     /// Answers the kernel until it ends the mount, and then what is in flight for a while.
-    fn serve(&self, kernel: Kernel, consistency: Consistency) -> Result<(), MountError> {
+    fn serve(&self, kernel: Kernel, options: &MountOptions) -> Result<(), MountError> {
         let device = kernel.device().try_clone().map(sealfs_ring::File::new);
         let device = device.map_err(|error| MountError(format!("/dev/fuse: {error}")))?;
-        let files = Files::new(self.fs.clone(), kernel.clone(), consistency);
+        let (calls, network) = (self.link.calls.clone(), options.network.clone());
+        let status = Box::new(move |skip| encode_page(&calls, &network, skip));
+        let files = Files::new(self.fs.clone(), kernel.clone(), options.consistency, status);
         let mut session = Session::new(kernel, files, self.link.tasks.spawner());
         let (mut polled, mut ended) = (false, None);
         loop {

@@ -46,6 +46,7 @@ impl Request {
             | Self::Status
             | Self::Ping
             | Self::Probe { .. }
+            | Self::Peers { .. }
             | Self::Claim { .. }
             | Self::Leave
             | Self::Prepare(_)

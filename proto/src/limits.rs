@@ -49,6 +49,9 @@ pub const EXTENTS_MAX: usize = 4_096;
 /// Inodes and locks in one `Claim` request; a client sends as many requests as it needs.
 pub const CLAIMS_MAX: usize = 4_096;
 
+/// Peers in one `Peers` reply, of about 700 bytes at most; who asks comes again for more.
+pub const PEERS_PAGE: usize = 64;
+
 /// Calls in flight from one connection; the peer's receive queue is sized for it.
 pub const CREDITS: u32 = 256;
 /// Payload in flight from one connection to a node, bytes.

@@ -4,7 +4,7 @@
 
 use wincode::{SchemaRead, SchemaWrite};
 
-use crate::{Attr, Ino, Kind, Lock, NodeId, Time};
+use crate::{Attr, Ino, Kind, Lock, NodeId, PeerFigures, Time};
 
 /// An entry that was found or made.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
@@ -100,4 +100,6 @@ pub enum Reply {
     Decision(Option<bool>),
     /// The node's wall clock.
     Clock(Time),
+    /// Peers, at most `limits::PEERS_PAGE`, and how many there are behind them.
+    Peers { peers: Vec<PeerFigures>, left: u32 },
 }

@@ -159,6 +159,8 @@ pub enum Request {
     /// Moves bytes and touches no file: takes the frame's bulk, and sends `length` zeros (at most `limits::BULK_LEN_MAX`) into
     /// the room that the frame offers. Reply `Clock`.
     Probe { length: u32 },
+    /// The figures of core `core`'s peers, behind the first `skip` of them. Reply `Peers`, without the peer that asks.
+    Peers { core: u16, skip: u32 },
 }
 
 /// What a session holds of one inode.

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sealfs_tests::cluster::{Cluster, Loop, binary, run};
+use sealfs_tests::cluster::{Cluster, Loop, binary, run, transport};
 use sealfs_tests::{named_content, pattern};
 
 #[test]
@@ -353,6 +354,80 @@ fn status_names_what_cannot_be_reached() {
     let status = cluster.status();
     assert_eq!(status["nodes"][1]["reachable"], false);
     assert!(status["nodes"][1]["error"].as_str().unwrap().contains("refused"), "{status}");
+}
+
+/// The peers that `sealfs status MOUNTPOINT` shows.
+fn status_of(mount: &Path) -> serde_json::Value {
+    let mut command = Command::new(binary());
+    let output = run(command.args(["status", "--json"]).arg(mount));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn peers_of(mount: &Path) -> Vec<serde_json::Value> {
+    let status = status_of(mount);
+    assert_eq!(status["transport"], transport(), "{status}");
+    assert_eq!(status["poll"], "adaptive", "{status}");
+    status["peers"].as_array().unwrap().clone()
+}
+
+fn sum(peers: &[serde_json::Value], name: &str) -> u64 {
+    peers.iter().map(|peer| peer[name].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn status_tells_by_what_a_mount_and_nodes_are_connected_and_goes_on_counting_over_reconnects() {
+    const LEN: u64 = 3 << 20;
+    let mut cluster = Cluster::start(2);
+    let mount = cluster.mount();
+    fs::write(mount.join("file"), vec![7; LEN as usize]).unwrap();
+    let (carries, other) = match transport().as_str() {
+        "rdma" => ("rdma_bytes_sent", "frame_bytes_sent"),
+        _ => ("frame_bytes_sent", "rdma_bytes_sent"),
+    };
+    let before = peers_of(&mount);
+    assert_eq!(before.len(), 2);
+    for peer in &before {
+        assert_eq!((&peer["connected"], &peer["peer"]), (&true.into(), &"node".into()), "{peer}");
+        assert_eq!(
+            (peer["transport"].as_str(), peer["reconnects"].as_u64()),
+            (Some(&*transport()), Some(0))
+        );
+        assert_eq!(transport() == "rdma", peer["device"].is_string(), "{peer}");
+    }
+    assert!(sum(&before, carries) >= LEN && sum(&before, other) < LEN, "{before:?}");
+    let payload = &status_of(&mount)["payload"];
+    let moved = |name: &str| payload[name].as_u64().unwrap();
+    assert_eq!(moved("payload_framed") >= LEN, transport() != "rdma", "{payload}");
+    // Small writes are copied, once.
+    assert!(moved("payload_copied") < LEN, "{payload}");
+
+    cluster.kill_node(0);
+    cluster.start_node(0);
+    assert_eq!(fs::read(mount.join("file")).unwrap().len() as u64, LEN);
+    fs::write(mount.join("file"), vec![8; LEN as usize]).unwrap();
+    (0..20).for_each(|number| fs::write(mount.join(format!("f{number}")), "x").unwrap());
+    let after = peers_of(&mount);
+    assert_eq!(sum(&after, "reconnects"), 1, "{after:?}");
+    assert!(sum(&after, "failures") >= 1 && sum(&after, carries) >= 2 * LEN, "{after:?}");
+
+    let status = cluster.status();
+    for node in status["nodes"].as_array().unwrap() {
+        let peers = node["peers"].as_array().unwrap();
+        let clients: Vec<_> = peers.iter().filter(|peer| peer["peer"] == "client").collect();
+        let [client] = &clients[..] else { panic!("the mount alone, not who asks: {peers:?}") };
+        assert_eq!(
+            (&client["transport"], &client["accepted"]),
+            (&transport().into(), &true.into())
+        );
+        assert!(peers.iter().any(|peer| peer["peer"] == "node"), "{peers:?}");
+    }
+
+    fs::set_permissions(mount.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut nobody = Command::new(binary());
+    let said = refused(nobody.arg("status").arg(&mount).uid(65_534).gid(65_534));
+    assert_says(&said, &["ask as root"]);
+    let said = refused(Command::new(binary()).arg("status").arg(mount.parent().unwrap()));
+    assert_says(&said, &["no sealfs is mounted at", "/proc/mounts"]);
 }
 
 /// Runs a command that must fail, and returns what it says.

@@ -12,6 +12,7 @@
 mod bench;
 mod cmd;
 mod doctor;
+mod peers;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sealfs_proto::Address;
 
-use crate::{Bulk, CloseReason, Conn, Event, Frame, Hello, Instant, Random, Region, Transport};
+use crate::{
+    Bulk, CloseReason, Conn, Event, Figures, Frame, Hello, Instant, Random, Region, Transport,
+};
 
 /// How often what goes wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,6 +150,10 @@ impl<T: Transport> Transport for Faulty<T> {
     fn deadline(&self) -> Option<Instant> {
         let late = self.late.keys().next().map(|key| key.0);
         late.into_iter().chain(self.inner.deadline()).min()
+    }
+
+    fn figures(&self, conn: Conn) -> Option<Figures> {
+        self.inner.figures(conn)
     }
 }
 

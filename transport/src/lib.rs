@@ -42,8 +42,8 @@ pub use region::{Arena, Memory, Region, Slice};
 
 use std::sync::Arc;
 
-use sealfs_proto::{Address, ClusterMap, Header, NodeId, SessionId, Time, TransportKind};
-use wincode::{SchemaRead, SchemaWrite};
+pub use sealfs_proto::Peer;
+use sealfs_proto::{Address, ClusterMap, Header, Path, Time, Traffic, TransportKind};
 
 /// A moment on the monotonic clock of whoever drives the code, nanoseconds since its own start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,16 +75,6 @@ pub struct Now {
 /// A connection of one endpoint. Numbers are never reused within an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Conn(pub u64);
-
-/// Who is at the other end, as the handshake has proven.
-#[allow(missing_docs, reason = "the variant's text describes its fields")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, SchemaRead, SchemaWrite)]
-pub enum Peer {
-    /// A client's thread: its session with this node and which of its endpoints.
-    Client { session: SessionId, endpoint: u16 },
-    /// A thread (`endpoint`) of another node of the cluster.
-    Node { node: NodeId, endpoint: u16 },
-}
 
 /// A frame's payload on its way out.
 #[derive(Debug, Default)]
@@ -147,8 +137,22 @@ pub enum Event {
     Reply { conn: Conn, header: Header, body: Vec<u8>, region: Option<Region> },
     /// The connection is destroyed (one that was accepted and has not proven the key may end without a word before). Regions
     /// lent to it have come back: `lent` holds those of requests in flight, by
-    /// token. Requests that were being pulled are gone. Nothing of this connection follows.
-    Closed { conn: Conn, why: CloseReason, lent: Vec<(u64, Region)> },
+    /// token. Requests that were being pulled are gone. `traffic` is all that it has moved. Nothing of this connection
+    /// follows.
+    Closed { conn: Conn, why: CloseReason, lent: Vec<(u64, Region)>, traffic: Traffic },
+}
+
+/// What a connection is and does at this moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// The peer, as texts name it.
+    pub address: String,
+    /// By which way.
+    pub path: Path,
+    /// Calls either way that are not answered.
+    pub in_flight: u64,
+    /// What it has moved so far.
+    pub traffic: Traffic,
 }
 
 /// One thread's endpoint.
@@ -178,4 +182,6 @@ pub trait Transport {
     fn poll(&mut self, now: Instant) -> Option<Event>;
     /// When this transport wants to be polled even if nothing arrives (keepalive, connect deadline).
     fn deadline(&self) -> Option<Instant>;
+    /// What a connection is and does; `None` if it is not open. Cost: a system call or two with RDMA.
+    fn figures(&self, conn: Conn) -> Option<Figures>;
 }

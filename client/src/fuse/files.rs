@@ -36,6 +36,7 @@ use super::words::{
     write_flags, xattr_flag,
 };
 use crate::Consistency;
+use crate::status::status_page;
 
 /// An `Fs` as a session asks it.
 pub(crate) struct Files(Rc<Shared>);
@@ -47,6 +48,7 @@ struct Shared {
     agreed: Cell<Option<Agreed>>,
     groups: RefCell<GroupCache>,
     known: RefCell<HashMap<Ino, Known>>,
+    status: Box<StatusOf>,
     /// What is open and bypasses the page cache.
     direct: RefCell<HashSet<Handle>>,
     directories: RefCell<Directories>,
@@ -69,10 +71,18 @@ struct Directories {
 }
 
 type Answered = Result<Reply, Errno>;
+/// The status of the mount behind the first so many peers, see `crate::status`.
+type StatusOf = dyn Fn(usize) -> Vec<u8>;
 
 impl Files {
-    pub(crate) fn new(fs: Fs, kernel: Kernel, consistency: Consistency) -> Self {
+    pub(crate) fn new(
+        fs: Fs,
+        kernel: Kernel,
+        consistency: Consistency,
+        status: Box<StatusOf>,
+    ) -> Self {
         Self(Rc::new(Shared {
+            status,
             fs,
             kernel,
             consistency,
@@ -258,6 +268,9 @@ fn checked(shared: Rc<Shared>, who: Who, asked: &Asked<'_>) -> Work {
             let attr = shared.fs.setattr(&who, ino, handle, set_attr(&args)).await?;
             Ok(shared.attr(&attr))
         }),
+        Op::Getxattr { size, name } if ino == Ino::ROOT && status_page(name).is_some() => {
+            at_once(shared.status(&who, name).and_then(|value| sized(size, value)))
+        }
         _ => xattrs(shared, who, ino, &asked.op),
     }
 }
@@ -445,6 +458,15 @@ async fn kill_after_truncate(
 }
 
 impl Shared {
+    /// A page of the mount's status, for root and whoever has mounted.
+    fn status(&self, who: &Who, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        let skip = status_page(name).ok_or(Errno::ENODATA)?;
+        if who.uid != 0 && who.uid != rustix::process::geteuid().as_raw() {
+            return Err(Errno::EACCES);
+        }
+        Ok((self.status)(skip))
+    }
+
     /// Tells the kernel of an inode that was found or made.
     fn entry(&self, attr: &Attr) -> Reply {
         self.note(attr);

@@ -281,7 +281,7 @@ impl Core {
         self.tasks.spawn(async move {
             let answered = match errand {
                 Errand::Share(order) => {
-                    let share = flow::node::share(&world, &order.request, order.origin);
+                    let share = flow::node::share(&world, &order);
                     Answered::Served(share.await)
                 }
                 Errand::Fence(peer) => {

@@ -280,6 +280,7 @@ fn is_of_node(request: &Request) -> bool {
             | Request::Claim { .. }
             | Request::Leave
             | Request::Probe { .. }
+            | Request::Peers { .. }
     )
 }
 

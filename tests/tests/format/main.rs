@@ -7,9 +7,10 @@ mod disk;
 
 use sealfs_proto::{
     Access, Address, Attr, Claim, ClusterId, ClusterMap, Entry, Epoch, Errno, Header, HeaderKind,
-    Ino, Kind, Listed, Lock, LockKind, LockOwner, LockSpace, New, Node, NodeId, NodeStatus,
-    RenameFlag, Reply, Request, Sequence, SetAttr, SetTime, ShardId, Space, Status, Time,
-    TransportKind, TxId, Who, Xattr, XattrFlag, decode, encode,
+    Ino, Kind, Listed, Lock, LockKind, LockOwner, LockSpace, New, Node, NodeId, NodeStatus, Path,
+    Peer, PeerFigures, RdmaPath, RenameFlag, Reply, Request, Sequence, SessionId, SetAttr, SetTime,
+    ShardId, Space, Status, Time, Traffic, TransportKind, TxId, Who, Xattr, XattrFlag, decode,
+    encode,
 };
 use wincode::{SchemaRead, SchemaWrite};
 
@@ -169,6 +170,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("decision", Request::Decision { tx }),
         ("rename_lock", Request::RenameLock { tx, take: true }),
         ("probe", Request::Probe { length: 4_096 }),
+        ("peers", Request::Peers { core: 3, skip: 64 }),
     ]
 }
 
@@ -209,7 +211,41 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("prepared", Reply::Prepared { attrs: vec![attr()] }),
         ("decision", Reply::Decision(Some(false))),
         ("clock", Reply::Clock(Time { seconds: 1, nanos: 7 })),
+        ("peers", Reply::Peers { peers: vec![peer()], left: 2 }),
     ]
+}
+
+fn peer() -> PeerFigures {
+    let traffic = Traffic {
+        frames_sent: 1,
+        frames_received: 2,
+        bytes_sent: 3,
+        bytes_received: 4,
+        rdma_sent: 5,
+        rdma_received: 6,
+    };
+    let rdma = RdmaPath {
+        device: "rxe0".into(),
+        port: 1,
+        gid_index: 2,
+        gid_kind: "RoCE v2".into(),
+        mtu: 4_096,
+        send_depth: 128,
+        receive_depth: 32,
+    };
+    let transport = TransportKind::Rdma;
+    PeerFigures {
+        peer: Peer::Client { session: SessionId(7), endpoint: 1 },
+        accepted: true,
+        address: "n1:7000".into(),
+        path: Some(Path { transport, credits: 31, credits_max: 32, rdma: Some(rdma) }),
+        connections: 8,
+        failures: 9,
+        resent: 10,
+        in_flight: 11,
+        traffic,
+        last_error: "x".into(),
+    }
 }
 
 fn map() -> ClusterMap {

@@ -277,6 +277,7 @@ fn show(home: &Home) -> Result<(), Failure> {
         &home.key(),
         &sealfs_client::Network::default(),
         Duration::from_secs(5),
+        false,
     )?;
     print!("{}", super::status::table(&status));
     Ok(())

@@ -1,45 +1,92 @@
 //! `sealfs status`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sealfs_client::{ClusterStatus, Reached};
+use sealfs_client::{ClusterStatus, MountStatus, Reached};
+use sealfs_proto::PeerFigures;
 
 use crate::Failure;
+use crate::peers::{self, bytes};
 
-/// Shows a cluster.
+/// Shows a cluster and who is connected to its nodes, or a mount and the nodes that it is connected to: by which transport
+/// and device, and how healthy.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Some or all nodes: `HOST:PORT,...` or the nodes file.
-    nodes: String,
-    /// The cluster's key file.
+    /// Some or all nodes (`HOST:PORT,...` or the nodes file), or the directory of a mount.
+    #[arg(value_name = "NODES|MOUNTPOINT")]
+    target: String,
+    /// The cluster's key file; needed with NODES.
     #[arg(long, value_name = "FILE")]
-    key: PathBuf,
+    key: Option<PathBuf>,
     #[command(flatten)]
     network: super::NetworkArgs,
     /// Seconds to wait for a node.
     #[arg(long, default_value_t = 5)]
     timeout: u64,
+    /// The nodes without their peers.
+    #[arg(long)]
+    brief: bool,
     /// One JSON object.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let nodes = super::mount::addresses(&args.nodes)?;
+    if Path::new(&args.target).is_dir() {
+        return of_mount(args);
+    }
+    let nodes = super::mount::addresses(&args.target)?;
+    let key = args.key.as_ref().ok_or("to ask NODES give their key: --key FILE")?;
     let timeout = Duration::from_secs(args.timeout);
-    let status =
-        sealfs_client::cluster_status(&nodes, &args.key, &args.network.network()?, timeout)?;
+    let network = args.network.network()?;
+    let status = sealfs_client::cluster_status(&nodes, key, &network, timeout, !args.brief)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&json(&status))?);
     } else {
         print!("{}", table(&status));
+        status.nodes.iter().for_each(|node| print!("{}", peers_of(node)));
     }
     let missing = status.nodes.iter().filter(|node| node.status.is_err()).count();
     if missing > 0 {
         return Err(format!("{missing} of {} nodes cannot be reached", status.nodes.len()).into());
     }
     Ok(())
+}
+
+fn of_mount(args: &Args) -> Result<(), Failure> {
+    let status = sealfs_client::mount_status(Path::new(&args.target))?;
+    let peers: Vec<(u16, PeerFigures)> =
+        status.peers.iter().map(|peer| (0, peer.clone())).collect();
+    let MountStatus { version, cluster, transport, poll, payload, .. } = status;
+    if args.json {
+        let value = serde_json::json!({
+            "mountpoint": args.target,
+            "version": version,
+            "cluster": cluster,
+            "transport": transport,
+            "poll": poll,
+            "payload": serde_json::Value::Object(counters(&payload)),
+            "peers": peers::json(&peers),
+        });
+        println!("{}", serde_json::to_string_pretty(&value)?);
+    } else {
+        println!("mount {}  cluster {cluster}  version {version}", args.target);
+        println!("asked for transport {transport}, poll {poll}");
+        let shown = |(name, count): &(String, u64)| {
+            format!("{} {}", name.trim_start_matches("payload_").replace('_', " "), bytes(*count))
+        };
+        println!("payload: {}", payload.iter().map(shown).collect::<Vec<_>>().join(", "));
+        print!("{}", peers::table(&peers));
+    }
+    Ok(())
+}
+
+fn peers_of(node: &Reached) -> String {
+    if node.peers.is_empty() {
+        return String::new();
+    }
+    format!("node {} and its peers\n{}", node.id, peers::table(&node.peers))
 }
 
 /// The table a person reads, also printed by `sealfs local`.
@@ -99,6 +146,7 @@ fn node_json(node: &Reached) -> serde_json::Value {
         "transport": node.transport.map(|kind| kind.to_string()),
         "reachable": node.status.is_ok(),
     });
+    value["peers"] = peers::json(&node.peers);
     match &node.status {
         Err(cause) => value["error"] = cause.to_string().into(),
         Ok(status) => {
@@ -113,35 +161,12 @@ fn node_json(node: &Reached) -> serde_json::Value {
                 "available": status.space.available,
                 "inodes": status.space.inodes,
             });
-            let counters =
-                status.counters.iter().map(|(name, count)| (name.clone(), (*count).into()));
-            value["counters"] = serde_json::Value::Object(counters.collect());
+            value["counters"] = serde_json::Value::Object(counters(&status.counters));
         }
     }
     value
 }
 
-/// `12.3 GiB`.
-fn bytes(count: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1_024.0 && unit + 1 < units.len() {
-        value /= 1_024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_shown_in_the_largest_unit_that_fits() {
-        assert_eq!(
-            [bytes(0), bytes(1_023), bytes(1 << 20), bytes(3 << 39)],
-            ["0 B", "1023 B", "1.0 MiB", "1.5 TiB"]
-        );
-    }
+fn counters(named: &[(String, u64)]) -> serde_json::Map<String, serde_json::Value> {
+    named.iter().map(|(name, count)| (name.clone(), (*count).into())).collect()
 }

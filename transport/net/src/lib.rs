@@ -25,7 +25,7 @@ use sealfs_rdma::Rdma;
 use sealfs_ring::{Completion, Owner, Pool, Ring};
 use sealfs_tcp::Tcp;
 use sealfs_transport::{
-    CloseReason, Conn, Event, Frame, Hello, Identity, Instant, Region, Transport,
+    CloseReason, Conn, Event, Figures, Frame, Hello, Identity, Instant, Region, Transport,
 };
 
 /// Which transports may be used.
@@ -156,12 +156,6 @@ impl Net {
         rdma.into_iter().chain(tcp).collect()
     }
 
-    /// What RDMA's connections are made of and have done; `None` without RDMA.
-    #[must_use]
-    pub fn rdma_stats(&self) -> Option<sealfs_rdma::Stats> {
-        self.rdma.as_ref().map(Rdma::stats)
-    }
-
     /// Whether a completion of this owner is for [`Net::complete`].
     #[must_use]
     pub fn owns(&self, owner: Owner) -> bool {
@@ -265,6 +259,15 @@ impl Transport for Net {
         let rdma = self.rdma.as_ref().and_then(Transport::deadline);
         tcp.into_iter().chain(rdma).min()
     }
+
+    fn figures(&self, conn: Conn) -> Option<Figures> {
+        let own = Conn(conn.0 >> 1);
+        if conn.0 & RDMA == 0 {
+            self.tcp.as_ref()?.figures(own)
+        } else {
+            self.rdma.as_ref()?.figures(own)
+        }
+    }
 }
 
 const fn tagged(conn: Conn, tag: u64) -> Conn {
@@ -290,6 +293,7 @@ const RDMA: u64 = 1;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sealfs_proto::Traffic;
     use sealfs_transport::Key;
 
     fn net(choice: Choice) -> Result<Net, NetError> {
@@ -330,7 +334,10 @@ mod tests {
 
     #[test]
     fn numbers_of_both_transports_never_meet() {
-        let closed = |conn| Event::Closed { conn, why: CloseReason::Local, lent: Vec::new() };
+        let closed = |conn| {
+            let (why, lent) = (CloseReason::Local, Vec::new());
+            Event::Closed { conn, why, lent, traffic: Traffic::default() }
+        };
         let numbers: Vec<u64> = [TCP, RDMA]
             .map(|tag| match with_tag(closed(Conn(7)), tag) {
                 Event::Closed { conn, .. } => conn.0,

@@ -4,16 +4,18 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
-use sealfs_proto::limits;
+use sealfs_proto::{Path, RdmaPath, Traffic, TransportKind, limits};
 use sealfs_ring::File;
 use sealfs_transport::handshake::{Exchange, Nonce};
-use sealfs_transport::{Bulk, CloseReason, Conn, Event, Frame, Hello, Identity, Instant, Region};
+use sealfs_transport::{
+    Bulk, CloseReason, Conn, Event, Figures, Frame, Hello, Identity, Instant, Region,
+};
 
 use crate::bounce::Bounce;
 use crate::connection::{Attempt, Connection, Reach};
 use crate::message::Room;
 use crate::stats::{ConnectionStats, Stats};
-use crate::verbs::{Failure, Happening, Link, Verbs};
+use crate::verbs::{Facts, Failure, Happening, Link, Verbs, WINDOW};
 
 /// Connections that were accepted and have not finished their handshake; more are turned away.
 pub const HANDSHAKES_MAX: usize = 256;
@@ -120,6 +122,29 @@ impl Endpoint {
         Stats { connections, failed: self.failed, last_error: self.last_error.clone() }
     }
 
+    pub(crate) fn figures(&self, conn: Conn) -> Option<Figures> {
+        let connection = self.slots[self.find(conn)?].as_ref()?;
+        let link = connection.link.filter(|_| connection.is_open())?;
+        let (credits, in_flight) = connection.load();
+        let Facts { device, port, gid: (gid_index, gid_kind), mtu, depth } = self.verbs.facts(link);
+        let path = Path {
+            transport: TransportKind::Rdma,
+            credits: credits.into(),
+            credits_max: connection.window().into(),
+            rdma: Some(RdmaPath {
+                device,
+                port,
+                gid_index,
+                gid_kind,
+                mtu,
+                send_depth: depth as u32,
+                receive_depth: WINDOW.into(),
+            }),
+        };
+        let (address, traffic) = (connection.address.clone(), connection.traffic);
+        Some(Figures { address, path, in_flight: in_flight as u64, traffic })
+    }
+
     // ---- what those above ask ----
 
     pub(crate) fn connect(&mut self, address: &str, hello: Hello) -> Conn {
@@ -135,7 +160,8 @@ impl Endpoint {
             found => {
                 let cause = found.err().unwrap_or_else(|| "too many connections".to_owned());
                 let why = CloseReason::Gone(format!("{address}: {cause}"));
-                self.events.push_back(Event::Closed { conn, why, lent: Vec::new() });
+                let (lent, traffic) = (Vec::new(), Traffic::default());
+                self.events.push_back(Event::Closed { conn, why, lent, traffic });
             }
         }
         conn

@@ -67,6 +67,11 @@ impl Flow {
     pub(crate) const fn credits(&self) -> u16 {
         self.credits
     }
+
+    /// Messages that may be sent when the peer has taken all.
+    pub(crate) const fn credits_max(&self) -> u16 {
+        self.credits_max
+    }
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ use std::sync::Arc;
 use sealfs_proto::{Address, TransportKind};
 use sealfs_ring::{Completion, Key, Op, Owner, Poll, Pool, Ring};
 use sealfs_transport::{
-    CloseReason, Conn, Event, Frame, Hello, Identity, Instant, Region, Transport,
+    CloseReason, Conn, Event, Figures, Frame, Hello, Identity, Instant, Region, Transport,
 };
 
 use crate::endpoint::Endpoint;
@@ -215,5 +215,9 @@ impl Transport for Rdma {
 
     fn deadline(&self) -> Option<Instant> {
         self.0.borrow().endpoint.deadline()
+    }
+
+    fn figures(&self, conn: Conn) -> Option<Figures> {
+        self.0.borrow().endpoint.figures(conn)
     }
 }

@@ -5,8 +5,6 @@ use crate::verbs::Facts;
 /// What a connection has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Frames that have left.
-    pub frames_sent: u64,
     /// Messages that carried them.
     pub messages_sent: u64,
     /// Messages that have come, those that only give credits back included.

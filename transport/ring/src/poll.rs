@@ -95,8 +95,8 @@ impl Patience {
     }
 }
 
-/// A round trip on a fast network, and what a device takes to read a block that it has cached; see ARCHITECTURE.md for
-/// measurements.
+/// A round trip on a fast network, and what a device takes to read a block that it has cached. Chosen by that, not measured:
+/// `cargo bench -p sealfs-net` compares.
 pub(crate) const LOOK_MAX: Duration = Duration::from_micros(50);
 /// Less than it costs to sleep and be woken.
 const LOOK_MIN: Duration = Duration::from_micros(5);

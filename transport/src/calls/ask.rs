@@ -207,7 +207,7 @@ impl Future for Call {
     }
 }
 
-/// What `sealfs status` shows of a peer.
+/// A node as calls to it find it; [`crate::Calls::figures`] tells more, and of all peers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
     /// The node.
@@ -219,12 +219,6 @@ pub struct PeerStatus {
     pub last_error: Option<String>,
     /// Connections made after the first one.
     pub reconnects: u64,
-    /// Calls answered.
-    pub calls: u64,
     /// Calls not answered yet.
     pub in_flight: u64,
-    /// Payload bytes sent.
-    pub bytes_sent: u64,
-    /// Payload bytes received.
-    pub bytes_received: u64,
 }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use sealfs_proto::{
-    Address, Claim, ClusterMap, Epoch, Header, NodeId, Reply, Request, SessionId, Status,
-    TransportKind, decode, encode, limits,
+    Address, Claim, ClusterMap, Epoch, Header, NodeId, PeerFigures, Reply, Request, SessionId,
+    Status, TransportKind, decode, encode, limits,
 };
 
 use super::ask::{Ask, Call, CallError, Me, Options};
+use super::guests::Guests;
 use super::link::{Link, Purpose, State};
 use crate::random::mix;
 use crate::tasks::{Sender, oneshot};
@@ -37,6 +38,7 @@ pub(super) struct Inner {
     /// Nodes for which the caller has to say what it claims, and whether the session is a new one.
     pub(super) to_claim: Vec<(NodeId, bool)>,
     pub(super) served: VecDeque<Event>,
+    guests: Guests,
     /// The last turn left events in the transport.
     more: bool,
 }
@@ -68,6 +70,7 @@ impl Inner {
             has_claims: false,
             to_claim: Vec::new(),
             served: VecDeque::new(),
+            guests: Guests::default(),
             more: false,
         }
     }
@@ -194,6 +197,24 @@ impl Inner {
         alarm.into_iter().chain(self.transport.deadline()).min()
     }
 
+    /// See [`super::Calls::figures`].
+    pub(super) fn figures(&self, skip: usize, without: Option<Peer>) -> (Vec<PeerFigures>, usize) {
+        let transport = self.transport.as_ref();
+        let guests = self.guests.shown().filter(|peer| Some(*peer) != without);
+        let own = if let Me::Node { node, .. } = self.me { Some(node) } else { None };
+        let links = self.links.values().filter(|link| Some(link.node) != own);
+        let all: Vec<Result<&Link, Peer>> = links.map(Ok).chain(guests.map(Err)).collect();
+        let page = all.iter().skip(skip).take(limits::PEERS_PAGE);
+        let page = page.filter_map(|one| match one {
+            Ok(link) => Some(link.figures(transport)),
+            Err(peer) => self.guests.figures(*peer, transport),
+        });
+        let mut page: Vec<PeerFigures> = page.collect();
+        page.iter_mut().for_each(PeerFigures::cut_texts);
+        let left = all.len().saturating_sub(skip + page.len());
+        (page, left)
+    }
+
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Opened { conn, peer, kind, map } if self.joining.contains_key(&conn) => {
@@ -207,16 +228,25 @@ impl Inner {
                     self.on_reply(node, &header, &body, region);
                 }
             }
-            Event::Closed { conn, why, lent } => {
+            Event::Closed { conn, why, lent, traffic } => {
                 if let Some((_, outcome)) = self.joining.remove(&conn) {
                     drop(outcome.send(Err(why)));
                 } else if let Some(node) = self.conns.remove(&conn) {
+                    self.link(node).closed(why != CloseReason::Local, &traffic);
                     self.on_closed(node, why, lent);
                 } else {
-                    self.served.push_back(Event::Closed { conn, why, lent });
+                    self.guests.closed(conn, &why, &traffic);
+                    self.served.push_back(Event::Closed { conn, why, lent, traffic });
                 }
             }
-            event => self.served.push_back(event),
+            event => {
+                if let Event::Opened { conn, peer, .. } = event {
+                    let figures = self.transport.figures(conn);
+                    let address = figures.map(|figures| figures.address).unwrap_or_default();
+                    self.guests.opened(conn, peer, address);
+                }
+                self.served.push_back(event);
+            }
         }
     }
 
@@ -327,7 +357,7 @@ impl Inner {
         self.dirty.insert(node);
         let Some(link) = self.links.get_mut(&node) else { return };
         link.losses = Some(header.sequence.0);
-        let Some(call) = link.take_reply(self.now, number, region, header.bulk_len) else { return };
+        let Some(call) = link.take_reply(self.now, number, region) else { return };
         let (purpose, lock_wait) = (call.purpose, call.lock_wait);
         match header.status {
             Status::Busy | Status::StaleMap if purpose != Purpose::Ping => {
@@ -467,7 +497,7 @@ impl Inner {
 
     fn give_up(&mut self, node: NodeId, conn: Conn, cause: &str) {
         let link = self.link(node);
-        link.last_error = Some(format!("{}: {cause}", link.address().text));
+        link.given_up(format!("{}: {cause}", link.address().text));
         link.state = State::Closing { conn };
         self.transport.close(conn);
     }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use sealfs_proto::{
-    Address, Epoch, Header, HeaderKind, NodeId, Reply, Request, Sequence, ShardId, Status,
-    TransportKind, encode, limits,
+    Address, Epoch, Header, HeaderKind, NodeId, Peer, PeerFigures, Reply, Request, Sequence,
+    ShardId, Status, Traffic, TransportKind, encode, limits,
 };
 
 use super::ask::{Answer, Ask, CallError, PeerStatus};
@@ -80,9 +80,10 @@ struct Credits {
 #[derive(Default)]
 struct Stats {
     opened: u64,
-    calls: u64,
-    bytes_sent: u64,
-    bytes_received: u64,
+    failures: u64,
+    resent: u64,
+    /// Of connections that are over.
+    traffic: Traffic,
 }
 
 /// Whose call it is.
@@ -168,11 +169,41 @@ impl Link {
             connected,
             last_error: self.last_error.clone(),
             reconnects: self.stats.opened.saturating_sub(1),
-            calls: self.stats.calls,
             in_flight: self.calls.len() as u64,
-            bytes_sent: self.stats.bytes_sent,
-            bytes_received: self.stats.bytes_received,
         }
+    }
+
+    /// What there is to tell of it. Before a connection has told which endpoint answers there, it is 0.
+    pub(super) fn figures(&self, transport: &dyn Transport) -> PeerFigures {
+        let present = self.conn().and_then(|conn| transport.figures(conn));
+        let mut traffic = self.stats.traffic;
+        traffic.add(&present.as_ref().map_or_else(Traffic::default, |present| present.traffic));
+        let known = self.addresses.get(self.at % self.addresses.len().max(1));
+        let address = known.map(|address| address.text.clone()).unwrap_or_default();
+        PeerFigures {
+            peer: Peer::Node { node: self.node, endpoint: 0 },
+            accepted: false,
+            address,
+            path: present.map(|present| present.path),
+            connections: self.stats.opened,
+            failures: self.stats.failures,
+            resent: self.stats.resent,
+            in_flight: self.calls.len() as u64,
+            traffic,
+            last_error: self.last_error.clone().unwrap_or_default(),
+        }
+    }
+
+    /// This end closes the connection because it leads nowhere.
+    pub(super) fn given_up(&mut self, why: String) {
+        self.stats.failures += 1;
+        self.last_error = Some(why);
+    }
+
+    /// A connection, or the try to make one, is over.
+    pub(super) fn closed(&mut self, by_error: bool, traffic: &Traffic) {
+        self.stats.failures += u64::from(by_error);
+        self.stats.traffic.add(traffic);
     }
 
     /// The open connection.
@@ -323,16 +354,15 @@ impl Link {
         }
         let next = (u64::from(self.endpoint) << 48) | self.next_sequence;
         let call = self.calls.get_mut(&number).expect("only calls that are there wait");
+        // `sent_at` outlives `ever_sent`, which a node takes back that has not executed the call.
+        self.stats.resent += u64::from(call.sent_at > Instant(0));
         (call.sent, call.ever_sent, call.sent_at) = (true, true, now);
         self.sent.calls += 1;
         self.sent.lock_waits += u32::from(call.lock_wait);
         self.sent.bytes += call.payload.len();
         let (kind, bulk) = match &mut call.payload {
             Payload::None => (HeaderKind::Request, Bulk::None),
-            Payload::Send(slices) => {
-                self.stats.bytes_sent += slices.iter().map(Slice::len).sum::<usize>() as u64;
-                (HeaderKind::Request, Bulk::Send(slices.clone()))
-            }
+            Payload::Send(slices) => (HeaderKind::Request, Bulk::Send(slices.clone())),
             Payload::Receive { region, .. } => {
                 let region = region.take().expect("a call that waits has its region");
                 (HeaderKind::RequestForBulk, Bulk::Receive(region))
@@ -356,7 +386,6 @@ impl Link {
         now: Instant,
         number: u64,
         region: Option<Region>,
-        bulk_len: u32,
     ) -> Option<&mut Pending> {
         (self.quiet_since, self.failures) = (now, 0);
         let call = self.calls.get_mut(&number).filter(|call| call.sent)?;
@@ -365,8 +394,6 @@ impl Link {
         self.sent.calls -= 1;
         self.sent.lock_waits -= u32::from(call.lock_wait);
         self.sent.bytes -= call.payload.len();
-        self.stats.calls += 1;
-        self.stats.bytes_received += u64::from(bulk_len);
         if let Payload::Receive { region: lent, .. } = &mut call.payload {
             assert!(region.is_some(), "a reply brings the region back that was lent");
             *lent = region;

@@ -22,6 +22,7 @@
 //! 6. What happens to one node's connection never delays calls to another.
 
 mod ask;
+mod guests;
 mod inner;
 mod link;
 #[cfg(test)]
@@ -33,7 +34,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use sealfs_proto::{Address, Claim, ClusterMap, Header, HeaderKind, NodeId, Sequence, Status};
+use sealfs_proto::{
+    Address, Claim, ClusterMap, Header, HeaderKind, NodeId, Peer, PeerFigures, Sequence, Status,
+};
 
 use crate::tasks::{Timers, oneshot};
 use crate::{Bulk, CloseReason, Conn, Event, Frame, Instant, Region, Slice, Transport};
@@ -193,7 +196,15 @@ impl Calls {
         self.0.inner.borrow_mut().transport.close(conn);
     }
 
-    /// Every peer that was named, ascending by node: for `sealfs status`.
+    /// What there is to tell of peers, `limits::PEERS_PAGE` of them behind the first `skip`, and how many there are behind
+    /// these: first the nodes that this end calls, then those who have connected here (`without` one of them), each
+    /// ascending. Cost: a system call or two for each that is shown.
+    #[must_use]
+    pub fn figures(&self, skip: usize, without: Option<Peer>) -> (Vec<PeerFigures>, usize) {
+        self.0.inner.borrow().figures(skip, without)
+    }
+
+    /// Every node that was named, ascending.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerStatus> {
         self.0.inner.borrow().links.values().map(link::Link::status).collect()

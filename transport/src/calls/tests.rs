@@ -1,5 +1,7 @@
 //! `Calls` at both ends of a network in memory.
 
+mod figures;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -14,7 +16,7 @@ use super::*;
 use crate::faulty::{Faults, Faulty};
 use crate::mem::MemNetwork;
 use crate::tasks::Tasks;
-use crate::{Hello, Identity, Key, Peer, Serves};
+use crate::{Hello, Identity, Key, Serves};
 
 fn address(text: &str) -> Address {
     Address { transport: TransportKind::Tcp, text: text.into() }

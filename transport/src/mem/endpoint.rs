@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use sealfs_proto::{Address, Header, HeaderKind, TransportKind, limits};
+use sealfs_proto::{Address, Header, HeaderKind, Path, Traffic, TransportKind, limits};
 
 use super::{Packet, Wires};
 use crate::handshake::{Exchange, Proven, Step, frame};
 use crate::{
-    Bulk, CloseReason, Conn, Event, Frame, Hello, Identity, Instant, Peer, Random, Region, Slice,
-    Transport, copy_payload,
+    Bulk, CloseReason, Conn, Event, Figures, Frame, Hello, Identity, Instant, Peer, Random, Region,
+    Slice, Transport, copy_payload,
 };
 
 /// One endpoint of a [`super::MemNetwork`].
@@ -47,6 +47,7 @@ struct Link {
     /// Pulls that complete in the order in which they were asked for.
     pulls: VecDeque<(u64, Region)>,
     paused: bool,
+    traffic: Traffic,
 }
 
 enum State {
@@ -115,6 +116,8 @@ impl Transport for MemTransport {
         if matches!(link.state, State::Open) {
             let mut bytes = header.to_bytes(&body).to_vec();
             bytes.extend_from_slice(&body);
+            link.traffic.frames_sent += 1;
+            link.traffic.bytes_sent += wire_len(&bytes, &slices);
             link.outbox.push_back(Packet::Frame(bytes, slices));
         }
     }
@@ -173,6 +176,19 @@ impl Transport for MemTransport {
         let handshakes = self.links.values().filter(|link| link.is_meeting());
         handshakes.filter_map(|link| link.open_by).chain(arrival).min()
     }
+
+    fn figures(&self, conn: Conn) -> Option<Figures> {
+        let link = self.links.get(&conn).filter(|link| matches!(link.state, State::Open))?;
+        let in_flight = link.lent.len().max(link.served.len());
+        let path = Path {
+            transport: TransportKind::Tcp,
+            credits: limits::CREDITS.saturating_sub(in_flight as u32),
+            credits_max: limits::CREDITS,
+            rdma: None,
+        };
+        let address = link.name.clone();
+        Some(Figures { address, path, in_flight: in_flight as u64, traffic: link.traffic })
+    }
 }
 
 impl MemTransport {
@@ -229,6 +245,8 @@ impl MemTransport {
         match std::mem::replace(&mut link.state, State::Moving) {
             State::Open => {
                 link.state = State::Open;
+                link.traffic.frames_received += 1;
+                link.traffic.bytes_received += wire_len(bytes, &bulk);
                 match link.on_frame(conn, header, body, bulk) {
                     Ok(event) => self.events.push_back(event),
                     Err(cause) => self.fail(conn, CloseReason::Corrupt(cause), None),
@@ -338,7 +356,7 @@ impl MemTransport {
         wires.reset(sent, conn.0, self.endpoint, "connection closed by peer");
         let lent = std::mem::take(&mut link.lent);
         let lent = lent.into_iter().filter_map(|(token, region)| Some((token, region?))).collect();
-        self.events.push_back(Event::Closed { conn, why, lent });
+        self.events.push_back(Event::Closed { conn, why, lent, traffic: link.traffic });
     }
 }
 
@@ -363,6 +381,7 @@ impl Link {
             held: VecDeque::new(),
             pulls: VecDeque::new(),
             paused: false,
+            traffic: Traffic::default(),
         }
     }
 
@@ -414,6 +433,11 @@ impl Link {
 
 fn opened(conn: Conn, peer: Peer, map: Option<Arc<sealfs_proto::ClusterMap>>) -> Event {
     Event::Opened { conn, peer, kind: TransportKind::Tcp, map }
+}
+
+/// What a frame and its payload would be on a wire.
+fn wire_len(frame: &[u8], payload: &[Slice]) -> u64 {
+    (frame.len() + payload.iter().map(Slice::len).sum::<usize>()) as u64
 }
 
 /// Copies `slices` to the start of `region`.

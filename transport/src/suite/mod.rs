@@ -6,10 +6,12 @@
 //!    happens" is judged after a number of steps.
 //! 2. Where a fixture loses connections, a test counts what the connections' ends give back.
 
+mod figures;
 mod meeting;
 mod payload;
 mod tokens;
 
+pub use figures::*;
 pub use meeting::*;
 pub use payload::*;
 pub use tokens::*;
@@ -82,6 +84,7 @@ macro_rules! transport_suite {
             payload_of_any_size_is_pulled_whole
             payload_of_any_size_is_pushed_whole
             a_request_may_be_answered_without_a_pull
+            figures_count_what_was_moved
             who_has_the_key_is_admitted_by_the_core
             a_client_without_a_map_is_sent_it
             a_wrong_key_is_refused

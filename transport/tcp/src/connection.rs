@@ -18,11 +18,12 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use sealfs_proto::{ClusterMap, Header, HeaderKind, TransportKind, limits};
+use sealfs_proto::{ClusterMap, Header, HeaderKind, Path, Traffic, TransportKind, limits};
 use sealfs_ring::{File, Key, Op, Owner, Piece, Ring, Timeouts};
 use sealfs_transport::handshake::{self, Accepting, Challenged, Greeted, Introduced, Proven};
 use sealfs_transport::{
-    Bulk, CloseReason, Conn, Event, Frame, Moved, Peer, Region, Slice, copy_payload, count_payload,
+    Bulk, CloseReason, Conn, Event, Figures, Frame, Moved, Peer, Region, Slice, copy_payload,
+    count_payload,
 };
 
 use crate::inbox::Inbox;
@@ -58,6 +59,7 @@ pub(crate) struct Connection {
     owed: BTreeMap<u64, u32>,
     /// Sum of `owed`.
     promised: u64,
+    traffic: Traffic,
 }
 
 /// What the connection does at present.
@@ -170,6 +172,7 @@ impl Connection {
             lent: BTreeMap::new(),
             owed: BTreeMap::new(),
             promised: 0,
+            traffic: Traffic::default(),
         }
     }
 
@@ -249,6 +252,7 @@ impl Connection {
             let known = self.lent.insert(header.token, room);
             assert!(known.is_none(), "a token names one call at a time");
         }
+        self.traffic.frames_sent += 1;
         self.outbox.push(&header, &body, slices);
     }
 
@@ -334,7 +338,21 @@ impl Connection {
         {
             lent.push((header.token, region));
         }
-        Some(Event::Closed { conn: self.conn, why, lent })
+        Some(Event::Closed { conn: self.conn, why, lent, traffic: self.traffic })
+    }
+
+    /// What it is and does, once it is open.
+    pub(crate) fn figures(&self) -> Option<Figures> {
+        let Phase::Open(_) = self.phase else { return None };
+        let in_flight = self.lent.len() + self.owed.len();
+        let path = Path {
+            transport: TransportKind::Tcp,
+            credits: limits::CREDITS.saturating_sub(in_flight as u32),
+            credits_max: limits::CREDITS,
+            rdma: None,
+        };
+        let address = self.address.clone();
+        Some(Figures { address, path, in_flight: in_flight as u64, traffic: self.traffic })
     }
 
     // ---- what the ring reports ----
@@ -369,6 +387,7 @@ impl Connection {
     pub(crate) fn on_received(&mut self, result: io::Result<u32>, region: Region, ring: &Ring) {
         self.reading = None;
         let len = *result.as_ref().unwrap_or(&0) as usize;
+        self.traffic.bytes_received += len as u64;
         match &mut self.intake {
             Intake::Bulk(incoming) if incoming.region.is_none() => {
                 incoming.region = Some(region);
@@ -400,6 +419,7 @@ impl Connection {
         ring: &Ring,
     ) {
         let go_on = !matches!(self.phase, Phase::Closing(_));
+        self.traffic.bytes_sent += u64::from(*result.as_ref().unwrap_or(&0));
         if let Err(error) = self.outbox.on_sent(result, sent, (ring, self.conn.0, go_on)) {
             self.close(self.gone(&cause(&error)), ring);
         }
@@ -505,6 +525,7 @@ impl Connection {
         let body = body.to_vec();
         self.inbox.consume(len);
         if matches!(self.phase, Phase::Open(_)) {
+            self.traffic.frames_received += 1;
             self.on_frame(header, body, events)?;
         } else {
             self.on_handshake(&body, events)?;

@@ -5,10 +5,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
-use sealfs_proto::limits;
+use sealfs_proto::{Traffic, limits};
 use sealfs_ring::{Completion, File, Op, Owner, Ring};
 use sealfs_transport::handshake::{Accepting, Greeted, Nonce};
-use sealfs_transport::{Bulk, CloseReason, Conn, Event, Frame, Hello, Instant, Region};
+use sealfs_transport::{Bulk, CloseReason, Conn, Event, Figures, Frame, Hello, Instant, Region};
 
 use crate::Config;
 use crate::connection::{Attempt, Connection, cause};
@@ -111,7 +111,8 @@ impl Endpoint {
             found => {
                 let cause = found.err().unwrap_or_else(|| "too many connections".to_owned());
                 let why = CloseReason::Gone(format!("{address}: {cause}"));
-                self.events.push_back(Event::Closed { conn, why, lent: Vec::new() });
+                let (lent, traffic) = (Vec::new(), Traffic::default());
+                self.events.push_back(Event::Closed { conn, why, lent, traffic });
             }
         }
         conn
@@ -187,6 +188,11 @@ impl Endpoint {
         }
         let handshake = self.deadlines.front().map(|&(deadline, _)| deadline);
         self.listeners.iter().filter_map(|listener| listener.rest_until).chain(handshake).min()
+    }
+
+    pub(crate) fn figures(&self, conn: Conn) -> Option<Figures> {
+        let connection = self.slots.get(slot_of(conn))?.as_deref()?;
+        if connection.conn == conn { connection.figures() } else { None }
     }
 
     // ---- what the ring reports ----

@@ -40,7 +40,7 @@ use std::time::Duration;
 use sealfs_proto::{Address, TransportKind};
 use sealfs_ring::{Completion, Ring, Timeouts};
 use sealfs_transport::{
-    CloseReason, Conn, Event, Frame, Hello, Identity, Instant, Region, Transport,
+    CloseReason, Conn, Event, Figures, Frame, Hello, Identity, Instant, Region, Transport,
 };
 
 use crate::endpoint::Endpoint;
@@ -133,5 +133,9 @@ impl Transport for Tcp {
 
     fn deadline(&self) -> Option<Instant> {
         self.0.borrow().deadline()
+    }
+
+    fn figures(&self, conn: Conn) -> Option<Figures> {
+        self.0.borrow().figures(conn)
     }
 }

@@ -18,6 +18,7 @@ use sealfs_transport::tasks::join_all;
 
 use super::data::{self, ChunkChange, Failed, carry_out};
 use super::session;
+use crate::CoreId;
 use crate::chunk::Groups;
 use crate::locks::Ticket;
 use crate::mail::{Answered, Errand, Order, Outcome};
@@ -37,6 +38,7 @@ pub(crate) fn serve(world: &Rc<World>, job: Job) {
             },
             Request::Claim { .. } => session::claim(&task, &order).await,
             Request::Leave => session::leave(&task, &order).await,
+            Request::Peers { core, .. } => of_core(&task, CoreId(*core), &order).await,
             _ => everywhere(&task, &order).await,
         };
         task.respond_after(caller, task.written(), outcome);
@@ -45,16 +47,9 @@ pub(crate) fn serve(world: &Rc<World>, job: Job) {
 
 /// All cores' shares, merged.
 pub(crate) async fn everywhere(world: &Rc<World>, order: &Order) -> Outcome {
-    let copy = || Order {
-        peer: order.peer,
-        origin: order.origin,
-        shard: order.shard,
-        request: order.request.clone(),
-        bulk: None,
-    };
-    let siblings = world.other_cores().map(|core| world.errand(core, Errand::Share(copy())));
+    let siblings = world.other_cores().map(|core| world.errand(core, Errand::Share(copy(order))));
     let siblings = join_all(siblings);
-    let own = share(world, &order.request, order.origin).await;
+    let own = share(world, order).await;
     let mut merged = Merged::new(own.reply);
     for answered in siblings.await {
         match answered {
@@ -65,9 +60,29 @@ pub(crate) async fn everywhere(world: &Rc<World>, order: &Order) -> Outcome {
     merged.finish(world).into()
 }
 
+/// One core's share alone.
+async fn of_core(world: &Rc<World>, core: CoreId, order: &Order) -> Outcome {
+    if core == world.config.core {
+        return share(world, order).await;
+    }
+    if core.0 >= world.config.cores {
+        return errno(Errno::EINVAL);
+    }
+    match world.errand(core, Errand::Share(copy(order))).await {
+        Answered::Served(outcome) => outcome,
+        _ => Err(Status::Busy).into(),
+    }
+}
+
+fn copy(order: &Order) -> Order {
+    let Order { peer, origin, shard, ref request, .. } = *order;
+    Order { peer, origin, shard, request: request.clone(), bulk: None }
+}
+
 /// This core's share. What it appended is acknowledged when it is done.
-pub(crate) async fn share(world: &Rc<World>, request: &Request, origin: Option<Origin>) -> Outcome {
-    match *request {
+pub(crate) async fn share(world: &Rc<World>, order: &Order) -> Outcome {
+    let origin = order.origin;
+    match order.request {
         Request::Discard { ino, chunk_size, from, to } => {
             discard(world, ino, chunk_size, (from, to), origin).await
         }
@@ -87,6 +102,10 @@ pub(crate) async fn share(world: &Rc<World>, request: &Request, origin: Option<O
         Request::Sync => sync(world).await,
         Request::Space => Ok(Reply::Space(space_share(world))).into(),
         Request::Status => Ok(Reply::Status(world.status())).into(),
+        Request::Peers { skip, .. } => {
+            let (peers, left) = world.calls.figures(skip as usize, Some(order.peer));
+            Ok(Reply::Peers { peers, left: left as u32 }).into()
+        }
         Request::Claim { ref claims, .. } => session::claim_share(world, claims, origin),
         _ => errno(Errno::EPROTO),
     }

@@ -22,7 +22,7 @@ mod send;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
-use sealfs_proto::{Header, HeaderKind, limits};
+use sealfs_proto::{Header, HeaderKind, Traffic, limits};
 use sealfs_transport::handshake::{Exchange, Proven};
 use sealfs_transport::{Bulk, CloseReason, Conn, Event, Frame, Instant, Region, Slice};
 
@@ -70,6 +70,7 @@ pub(crate) struct Connection {
     /// When something was posted last.
     pub(crate) last_sent: Instant,
     pub(crate) counters: Counters,
+    pub(crate) traffic: Traffic,
 }
 
 /// What the connection does at present.
@@ -219,6 +220,7 @@ impl Connection {
             reading: VecDeque::new(),
             last_sent: Instant::default(),
             counters: Counters::default(),
+            traffic: Traffic::default(),
         }
     }
 
@@ -379,6 +381,15 @@ impl Connection {
         self.accepted
     }
 
+    pub(crate) const fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open(_))
+    }
+
+    /// The peer's receive buffers for this end's messages.
+    pub(crate) const fn window(&self) -> u16 {
+        self.flow.credits_max()
+    }
+
     /// Messages that may be sent, and calls in flight either way.
     pub(crate) fn load(&self) -> (u16, usize) {
         (self.flow.credits(), self.lent.len() + self.owed.len())
@@ -405,7 +416,7 @@ impl Connection {
                 lent.push((token, region));
             }
         }
-        Some(Event::Closed { conn: self.conn, why, lent })
+        Some(Event::Closed { conn: self.conn, why, lent, traffic: self.traffic })
     }
 
     /// The reason with the peer's address before its text.

@@ -22,6 +22,7 @@ impl Connection {
             return wrong("a message beyond the window");
         }
         self.counters.messages_received += 1;
+        self.traffic.bytes_received += bytes.len() as u64;
         self.inbox.push_back((kind, content.to_vec()));
         Ok(())
     }
@@ -47,12 +48,14 @@ impl Connection {
                 };
                 self.counters.bytes_read += len as u64;
                 count_payload(Moved::RdmaRead, len as u64);
+                self.traffic.rdma_received += len as u64;
                 events.push_back(Event::Pulled { conn: self.conn, token, region, len: len as u32 });
             }
             Work::Write { source, .. } => {
                 let len = source.iter().map(Slice::len).sum::<usize>() as u64;
                 self.counters.bytes_written += len;
                 count_payload(Moved::RdmaWritten, len);
+                self.traffic.rdma_sent += len;
             }
             Work::Send { told: true, .. } if self.outbox.is_empty() => {
                 if let Phase::Leaving(why) = &self.phase {
@@ -126,6 +129,7 @@ impl Connection {
         if !matches!(self.phase, Phase::Open(_)) {
             return self.on_handshake(&body, reach);
         }
+        self.traffic.frames_received += 1;
         match header.kind {
             HeaderKind::Reply => self.on_reply(header, body, reach),
             _ => self.on_request(header, body, reach),
@@ -182,7 +186,12 @@ impl Connection {
         };
         let link = self.link.expect("a connection that receives has a link");
         let region = match (lent, reach.verbs.reclaim(link, header.token)) {
-            (Lent::Nothing, _) | (Lent::Direct, Some(Loan::Offer(_))) => None,
+            (Lent::Nothing, _) => None,
+            (Lent::Direct, Some(Loan::Offer(slice))) => {
+                // Whether the peer has fetched all of it is only known to the peer.
+                self.traffic.rdma_sent += slice.len() as u64;
+                None
+            }
             (Lent::Direct, Some(Loan::Room(region))) => Some(region),
             (Lent::Bounced(mut region), Some(Loan::Room(stand_in))) => {
                 if len <= stand_in.len() {
@@ -204,6 +213,7 @@ impl Connection {
             }
             return wrong("a reply with more payload than there is room for");
         }
+        self.traffic.rdma_received += len as u64;
         reach.events.push_back(Event::Reply { conn, header, body, region });
         Ok(())
     }

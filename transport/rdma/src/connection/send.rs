@@ -39,10 +39,11 @@ impl Connection {
                 self.outbox.push_front(outgoing);
                 break;
             }
-            self.counters.frames_sent += 1;
+            self.traffic.frames_sent += u64::from(outgoing.header.kind != HeaderKind::Handshake);
         }
         if self.flow.must_give_back() && chain.len() < room {
             let bytes = message::encode(Kind::Credits, self.flow.send(), &[]);
+            self.traffic.bytes_sent += bytes.len() as u64;
             chain.push(Work::Send { bytes, told: false, fenced: false });
         }
         if !chain.is_empty() {
@@ -129,6 +130,7 @@ impl Connection {
             let end = bytes.len().min(*at + self.message_len - PREFIX_LEN);
             let kind = if *at == 0 { Kind::First } else { Kind::More };
             let message = message::encode(kind, self.flow.send(), &bytes[*at..end]);
+            self.traffic.bytes_sent += message.len() as u64;
             let told = matches!(self.phase, Phase::Leaving(_));
             chain.push(Work::Send { bytes: message, told, fenced });
             *at = end;

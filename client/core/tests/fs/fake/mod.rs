@@ -13,12 +13,12 @@ use model::{Accepts, Model};
 use sealfs_client_core::{Fs, Handle, OpenFlags, Options, Piece, WriteFlags};
 use sealfs_proto::{
     Address, Attr, Claim, Errno, Header, HeaderKind, Ino, NodeId, Reply, Request, Sequence, Status,
-    TransportKind, Who, decode, encode,
+    Traffic, TransportKind, Who, decode, encode,
 };
 use sealfs_transport::tasks::Tasks;
 use sealfs_transport::{
-    Arena, Bulk, Calls, CloseReason, Conn, Event, Frame, Hello, Instant, MapStamp, Me, Memory,
-    Peer, Region, Slice, Transport,
+    Arena, Bulk, Calls, CloseReason, Conn, Event, Figures, Frame, Hello, Instant, MapStamp, Me,
+    Memory, Peer, Region, Slice, Transport,
 };
 
 /// What tests see of the network.
@@ -50,7 +50,7 @@ impl Net {
         for (conn, node) in std::mem::take(&mut self.conns) {
             let lent = lent.remove(&conn).unwrap_or_default();
             let why = CloseReason::Gone(format!("node {node}: cut by the test"));
-            self.events.push_back(Event::Closed { conn, why, lent });
+            self.events.push_back(Event::Closed { conn, why, lent, traffic: Traffic::default() });
         }
     }
 
@@ -163,7 +163,12 @@ impl Transport for FakeTransport {
         let node = NodeId(address.text.parse().expect("addresses are node numbers here"));
         if hello.resume && net.refuses_sessions {
             let why = CloseReason::NoSession;
-            net.events.push_back(Event::Closed { conn, why, lent: Vec::new() });
+            net.events.push_back(Event::Closed {
+                conn,
+                why,
+                lent: Vec::new(),
+                traffic: Traffic::default(),
+            });
             return conn;
         }
         net.conns.insert(conn, node);
@@ -187,7 +192,12 @@ impl Transport for FakeTransport {
         let mut net = self.0.borrow_mut();
         net.conns.remove(&conn);
         let why = CloseReason::Local;
-        net.events.push_back(Event::Closed { conn, why, lent: Vec::new() });
+        net.events.push_back(Event::Closed {
+            conn,
+            why,
+            lent: Vec::new(),
+            traffic: Traffic::default(),
+        });
     }
 
     fn flush(&mut self, _: Instant) {}
@@ -197,6 +207,10 @@ impl Transport for FakeTransport {
     }
 
     fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn figures(&self, _: Conn) -> Option<Figures> {
         None
     }
 }
