@@ -20,6 +20,7 @@ const PACKAGES: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
     "cpio",
+    "e2fsprogs",
     "kmod",
     "binutils",
     "xz-utils",
@@ -35,13 +36,15 @@ const PACKAGES: &[&str] = &[
 ];
 /// Depends on the current kernel. The flavours called `cloud` have no `rdma_rxe`.
 const KERNEL: &str = "linux-image-amd64";
-/// Modules that init loads. The checksums must be there before `rdma_rxe` asks for them.
+/// Modules that init loads. The checksums must be there before `rdma_rxe` and `ext4` ask for them.
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
     "virtio_net",
     "crc32_pclmul",
     "crc32_generic",
+    "crc32c_generic",
+    "ext4",
     "dummy",
     "rdma_rxe",
     "ib_uverbs",
@@ -87,11 +90,10 @@ fn install() -> Result<(), String> {
         return Ok(());
     }
     println!("installing what the VM needs: {}", PACKAGES.join(" "));
-    apt_update()?;
     let mut command = apt();
     command.args(["-qq", "-y", "--no-install-recommends", "install"]).args(PACKAGES);
     command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null());
-    run(&mut command).map_err(|error| {
+    apt_update().and_then(|()| run(&mut command)).map_err(|error| {
         format!(
             "{error}\nthe VM needs these packages; as root on Debian 12 or later they can be had"
         )

@@ -37,11 +37,15 @@ pub(crate) struct Guest {
     name: String,
     log: PathBuf,
     disk: PathBuf,
+    scratch: PathBuf,
     artefacts: PathBuf,
 }
 
 /// Bytes of the disk that artefacts are written to; sparse.
 const DISK_LEN: u64 = 256 << 20;
+/// Bytes of the disk that jobs work on; sparse. A disk, for space that a node reserves there costs nothing; in the guest's
+/// memory every page of it would be cleared, under emulation.
+const SCRATCH_LEN: u64 = 16 << 30;
 /// Statuses above are those of ended programs, not of a verdict.
 const VERDICT_MAX: i32 = 61;
 /// Lines of the console that are shown when a guest fails.
@@ -53,8 +57,14 @@ const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 mitigations=off no_
 impl Machine<'_> {
     /// Starts it.
     pub(crate) fn boot(&self) -> Result<Guest, String> {
-        let disk = self.out.join(format!("{}.disk", self.name));
-        File::create(&disk).and_then(|file| file.set_len(DISK_LEN)).map_err(named(&disk))?;
+        let [disk, scratch] =
+            [("disk", DISK_LEN), ("scratch", SCRATCH_LEN)].map(|(ending, len)| {
+                let path = self.out.join(format!("{}.{ending}", self.name));
+                let made = File::create(&path).and_then(|file| file.set_len(len));
+                made.map_err(named(&path)).map(|()| path)
+            });
+        let (disk, scratch) = (disk?, scratch?);
+        run(Command::new("mkfs.ext4").args(["-qF", "-O", "^has_journal"]).arg(&scratch))?;
         let append = format!("{KERNEL_ARGUMENTS} run={} {}", self.name, self.variables.join(" "));
         let mut command = Command::new("timeout");
         command.args(["--foreground", "-k", "5", &self.seconds_max.to_string()]);
@@ -65,8 +75,11 @@ impl Machine<'_> {
         command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.root);
         command.args(["-append", &append]);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
-        command.arg("-drive").arg(format!("file={},format=raw,if=none,id=out", disk.display()));
-        command.args(["-device", "virtio-blk-pci,drive=out"]).args(&self.devices);
+        for (path, id) in [(&disk, "out"), (&scratch, "scratch")] {
+            let drive = format!("file={},format=raw,cache=unsafe,if=none,id={id}", path.display());
+            command.args(["-drive", &drive, "-device", &format!("virtio-blk-pci,drive={id}")]);
+        }
+        command.args(&self.devices);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let child = command.spawn().map_err(|error| format!("cannot start QEMU: {error}"))?;
         Ok(Guest {
@@ -74,6 +87,7 @@ impl Machine<'_> {
             name: self.name.to_owned(),
             log: self.out.join(format!("{}.log", self.name)),
             disk,
+            scratch,
             artefacts: self.out.join(self.name),
         })
     }
@@ -135,6 +149,7 @@ impl Drop for Guest {
             end(self.child.id());
             let _ = self.child.wait();
         }
+        let _ = fs::remove_file(&self.scratch);
     }
 }
 
