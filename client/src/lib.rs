@@ -26,7 +26,7 @@ pub use mount::{Mount, MountConfig, MountError, POOL_LEN, unmount};
 pub use options::{Consistency, MountOptions};
 pub use point::is_mounted;
 pub use probe::{BULK_LEN, Measured, Probed, ROUND_TRIPS, probe_nodes};
-pub use sealfs_net::Choice;
+pub use sealfs_net::{Choice, port_mtu};
 pub use status::{ClusterStatus, MountStatus, Reached, cluster_status, mount_status, read_nodes};
 
 /// Whether the bytes are a request as the kernel's FUSE writes it, with `behind` bytes of data that lie elsewhere: what a mount

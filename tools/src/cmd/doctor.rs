@@ -49,7 +49,8 @@ fn findings(args: &Args) -> Result<Vec<Finding>, Failure> {
     let with_rdma = network.choice != Choice::Tcp && (wanted || rdma::is_usable(&root));
     let mut found = machine::findings(&root, if with_rdma { PINNED } else { 0 });
     if with_rdma {
-        let of_rdma = rdma::findings(&root, network.rdma_device.as_deref()).into_iter();
+        let only = network.rdma_device.as_deref();
+        let of_rdma = rdma::findings(&root, only, &sealfs_client::port_mtu).into_iter();
         // TCP is there for whoever has not asked for RDMA.
         let bound = |finding: Finding| if wanted { finding } else { finding.at_most_degraded() };
         found.extend(of_rdma.map(bound));

@@ -1,14 +1,18 @@
 //! What RDMA needs: modules, device files, a device with an active port, a GID that connections can use, a large MTU.
 //!
-//! Read from sysfs, so that it also tells what is wrong where the verbs libraries would only say "no device". Sources: the
-//! kernel's Documentation/ABI/stable/sysfs-class-infiniband; `iboe_get_mtu` of include/rdma/ib_addr.h for the MTU.
+//! Read from sysfs, so that it also tells what is wrong where the verbs libraries would only say "no device"; but for the MTU
+//! that a port uses, which only the device tells. Sources: the kernel's Documentation/ABI/stable/sysfs-class-infiniband;
+//! `iboe_get_mtu` of include/rdma/ib_addr.h for the MTU that fits into a network's.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::{Finding, Root};
 
+/// What a device says of a port: the MTU that it uses, and the largest that it could use.
+type PortMtu<'a> = &'a dyn Fn(&str, u8) -> Option<(u32, u32)>;
+
 /// Looks at the machine's RDMA; `only`: one device.
-pub(crate) fn findings(root: &Root, only: Option<&str>) -> Vec<Finding> {
+pub(crate) fn findings(root: &Root, only: Option<&str>, port_mtu: PortMtu<'_>) -> Vec<Finding> {
     let mut found = vec![modules(root)];
     let devices: Vec<String> = root
         .names(DEVICES)
@@ -28,7 +32,9 @@ pub(crate) fn findings(root: &Root, only: Option<&str>) -> Vec<Finding> {
             continue;
         }
         for port in root.names(&format!("{DEVICES}/{device}/ports")) {
-            found.extend(port_findings(root, device, &port));
+            let number = port.parse().ok();
+            let mtu = number.and_then(|number| port_mtu(device, number));
+            found.extend(port_findings(root, device, &port, mtu));
         }
     }
     found
@@ -114,7 +120,7 @@ fn device_files(root: &Root) -> Finding {
     Finding::fine(what, "rdma_cm and uverbs can be opened")
 }
 
-fn port_findings(root: &Root, device: &str, port: &str) -> Vec<Finding> {
+fn port_findings(root: &Root, device: &str, port: &str, mtu: Option<(u32, u32)>) -> Vec<Finding> {
     let what = format!("{device} port {port}");
     let base = format!("{DEVICES}/{device}/ports/{port}");
     let text = |name: &str| root.text(&format!("{base}/{name}")).unwrap_or_else(|| "?".into());
@@ -132,11 +138,14 @@ fn port_findings(root: &Root, device: &str, port: &str) -> Vec<Finding> {
     let gids = gids(root, &base);
     let chosen = choose(&gids, &link);
     found.push(gid_finding(&what, &gids, chosen));
-    let device = chosen.and_then(|index| gids.iter().find(|gid| gid.index == index));
-    if link == "Ethernet"
-        && let Some(mtu) = device.and_then(|gid| mtu(root, &gid.device))
-    {
-        found.push(mtu_finding(&what, mtu));
+    let gid = chosen.and_then(|index| gids.iter().find(|gid| gid.index == index));
+    if link == "Ethernet" {
+        let network = gid.and_then(|gid| network_mtu(root, &gid.device).map(|mtu| (gid, mtu)));
+        found.extend(network.map(|(gid, network)| {
+            ethernet_mtu(&what, mtu.map(|(active, _)| active), &gid.device, network)
+        }));
+    } else {
+        found.extend(mtu.map(|(active, max)| fabric_mtu(&what, active, max)));
     }
     found
 }
@@ -236,23 +245,48 @@ fn gid_finding(what: &str, gids: &[Gid], chosen: Option<u32>) -> Finding {
     }
 }
 
-fn mtu(root: &Root, device: &str) -> Option<u32> {
+fn network_mtu(root: &Root, device: &str) -> Option<u32> {
     root.text(&format!("/sys/class/net/{device}/mtu"))?.parse().ok()
 }
 
-fn mtu_finding(what: &str, network: u32) -> Finding {
+/// `active`: what the port uses, if the device could be asked; `network`: the MTU of its network device.
+fn ethernet_mtu(what: &str, active: Option<u32>, device: &str, network: u32) -> Finding {
     let what = format!("{what} MTU");
-    let active = [4_096, 2_048, 1_024, 512].into_iter().find(|mtu| mtu + HEADERS <= network);
-    let active = active.unwrap_or(256);
-    let text = format!("{active} bytes of payload in packets of {network}");
-    if active == 4_096 {
+    let fits = [4_096, 2_048, 1_024, 512].into_iter().find(|mtu| mtu + HEADERS <= network);
+    let fits = fits.unwrap_or(256);
+    let text = match active {
+        Some(active) => format!("{active} bytes of payload are active, in packets of {network}"),
+        None => format!("{fits} bytes of payload fit into packets of {network}"),
+    };
+    let used = active.unwrap_or(fits);
+    if used < fits {
+        let text = format!("{text}, which have room for {fits}");
+        let next = format!(
+            "the port keeps the MTU that it came up with: `ip link set {device} down && ip link set {device} up`; then see \
+             that connections are made anew (`sealfs status`)"
+        );
+        return Finding::degraded(&what, text, next);
+    }
+    if used >= 4_096 {
         return Finding::fine(&what, text);
     }
-    Finding::degraded(
-        &what,
-        text,
-        format!("4096 needs an MTU of {} on every host and switch of the path", 4_096 + HEADERS),
-    )
+    let wanted = 4_096 + HEADERS;
+    let next = format!(
+        "4096 needs an MTU of {wanted} on every host and switch of the path: `ip link set {device} mtu {wanted}`"
+    );
+    Finding::degraded(&what, text, next)
+}
+
+/// On InfiniBand the subnet manager says what a port may use.
+fn fabric_mtu(what: &str, active: u32, max: u32) -> Finding {
+    let what = format!("{what} MTU");
+    let text = format!("{active} bytes of payload are active, the port could use {max}");
+    if active >= max {
+        return Finding::fine(&what, text);
+    }
+    let next = "look at the switch's ports, and at the MTU that the subnet manager gives the partition (opensm: partitions.conf, mtu=5 \
+                is 4096)";
+    Finding::degraded(&what, text, next)
 }
 
 const DEVICES: &str = "/sys/class/infiniband";
@@ -271,6 +305,8 @@ mod tests {
     use std::fs;
 
     const V4: &str = "0000:0000:0000:0000:0000:ffff:c000:0201";
+    /// No device can be asked.
+    const UNKNOWN: fn(&str, u8) -> Option<(u32, u32)> = |_, _| None;
     const LOCAL: &str = "fe80:0000:0000:0000:0011:22ff:fe33:4455";
 
     fn machine(state: &str, gids: &[(&str, &str, &str)], mtu: &str) -> (tempfile::TempDir, Root) {
@@ -314,7 +350,7 @@ mod tests {
             (unused, "", ""),
         ];
         let (_dir, root) = machine("4: ACTIVE\n", &gids, "4500\n");
-        let found = findings(&root, None);
+        let found = findings(&root, None, &UNKNOWN);
         assert_eq!(worst(&found), Verdict::Fine, "{found:#?}");
         let text = &found.iter().find(|finding| finding.what.ends_with("GID")).unwrap().text;
         for part in ["RoCE v1, which", "1 fe80", "link-local", "is down", "3 192.0.2.1"] {
@@ -327,10 +363,10 @@ mod tests {
     #[test]
     fn a_port_that_is_down_or_has_no_address_is_degraded() {
         let (_dir, root) = machine("1: DOWN\n", &[(V4, "RoCE v2", "rx0")], "4500");
-        assert_eq!(worst(&findings(&root, None)), Verdict::Degraded);
+        assert_eq!(worst(&findings(&root, None, &UNKNOWN)), Verdict::Degraded);
         assert!(!is_usable(&root));
         let (_dir, root) = machine("4: ACTIVE\n", &[(LOCAL, "RoCE v2", "rx0")], "4500");
-        let found = findings(&root, None);
+        let found = findings(&root, None, &UNKNOWN);
         assert_eq!(worst(&found), Verdict::Degraded);
         assert!(found.iter().any(|finding| finding.next.contains("ip addr add")), "{found:#?}");
     }
@@ -340,10 +376,10 @@ mod tests {
         let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2\n", "rx0\n")], "4500\n");
         let put = |text: &str| fs::write(root.path(&format!("{DEVICES}/rxe0/node_type")), text);
         put("1: CA\n").unwrap();
-        assert!(is_usable(&root) && worst(&findings(&root, None)) == Verdict::Fine);
+        assert!(is_usable(&root) && worst(&findings(&root, None, &UNKNOWN)) == Verdict::Fine);
         put("4: RNIC\n").unwrap();
         assert!(!is_usable(&root), "auto means TCP then");
-        let found = findings(&root, Some("rxe0"));
+        let found = findings(&root, Some("rxe0"), &UNKNOWN);
         let refusal = found.iter().find(|finding| finding.what == "rxe0").unwrap();
         assert_eq!(refusal.verdict, Verdict::Unusable);
         assert!(
@@ -353,24 +389,54 @@ mod tests {
         assert!(refusal.next.contains("--transport tcp"), "{refusal:?}");
     }
 
+    fn mtu_of(network: &str, link: &str, port_mtu: PortMtu<'_>) -> Finding {
+        let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2", "rx0")], network);
+        fs::write(root.path(&format!("{DEVICES}/rxe0/ports/1/link_layer")), link).unwrap();
+        let found = findings(&root, None, port_mtu);
+        found.into_iter().find(|finding| finding.what == "rxe0 port 1 MTU").unwrap()
+    }
+
     #[test]
     fn an_ordinary_ethernet_mtu_is_degraded() {
-        let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2", "rx0")], "1500\n");
-        let found = findings(&root, None);
-        let mtu = found.iter().find(|finding| finding.what.ends_with("MTU")).unwrap();
+        for mtu in [mtu_of("1500\n", "Ethernet", &UNKNOWN), {
+            mtu_of("1500\n", "Ethernet", &|device, port| {
+                assert_eq!((device, port), ("rxe0", 1));
+                Some((1_024, 4_096))
+            })
+        }] {
+            assert_eq!(mtu.verdict, Verdict::Degraded);
+            assert!(mtu.text.starts_with("1024 bytes") && mtu.next.contains("4192"), "{mtu:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_uses_less_than_its_network_carries_is_degraded_and_told_apart() {
+        let mtu = mtu_of("9000\n", "Ethernet", &|_, _| Some((1_024, 4_096)));
         assert_eq!(mtu.verdict, Verdict::Degraded);
-        assert!(mtu.text.starts_with("1024 bytes") && mtu.next.contains("4192"), "{mtu:?}");
+        let says = mtu.text.starts_with("1024 bytes") && mtu.text.ends_with("room for 4096");
+        assert!(says && mtu.next.contains("ip link set rx0 down"), "{mtu:?}");
+        let mtu = mtu_of("9000\n", "Ethernet", &|_, _| Some((4_096, 4_096)));
+        assert_eq!(mtu.verdict, Verdict::Fine, "{mtu:?}");
+    }
+
+    #[test]
+    fn on_infiniband_a_port_is_compared_with_what_it_could_use() {
+        let mtu = mtu_of("2044", "InfiniBand", &|_, _| Some((2_048, 4_096)));
+        assert_eq!(mtu.verdict, Verdict::Degraded);
+        assert!(mtu.next.contains("subnet manager"), "{mtu:?}");
+        let mtu = mtu_of("2044", "InfiniBand", &|_, _| Some((4_096, 4_096)));
+        assert_eq!(mtu.verdict, Verdict::Fine, "{mtu:?}");
     }
 
     #[test]
     fn a_machine_without_rdma_is_told_what_is_missing() {
         let dir = tempfile::tempdir().unwrap();
-        let found = findings(&Root(dir.path().to_owned()), None);
+        let found = findings(&Root(dir.path().to_owned()), None, &UNKNOWN);
         assert_eq!(worst(&found), Verdict::Unusable);
         assert!(found[0].next.contains("modprobe ib_uverbs"), "{found:#?}");
         assert!(found[1].text.contains("there is none"), "{found:#?}");
         let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2", "rx0")], "4500");
-        let found = findings(&root, Some("mlx5_0"));
+        let found = findings(&root, Some("mlx5_0"), &UNKNOWN);
         assert!(found[1].text.contains("no mlx5_0, only rxe0"), "{found:#?}");
     }
 }

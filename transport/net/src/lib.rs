@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use sealfs_proto::{Address, TransportKind};
 use sealfs_rdma::Rdma;
+pub use sealfs_rdma::port_mtu;
 use sealfs_ring::{Completion, Owner, Pool, Ring};
 use sealfs_tcp::Tcp;
 use sealfs_transport::{

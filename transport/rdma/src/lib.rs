@@ -53,6 +53,18 @@ pub use crate::stats::{ConnectionStats, Counters, Stats};
 pub use crate::verbs::Failure;
 use crate::verbs::{Access, Verbs};
 
+/// The MTU that a device's port uses, and the largest that it could use, bytes of payload. `None`: it cannot be asked.
+#[must_use]
+pub fn port_mtu(device: &str, port: u8) -> Option<(u32, u32)> {
+    #[cfg(feature = "rdma")]
+    return verbs::ibv::port_mtu(device, port);
+    #[cfg(not(feature = "rdma"))]
+    {
+        let _ = (device, port);
+        None
+    }
+}
+
 /// What an endpoint needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -22,7 +22,7 @@ use rdma_sys::{
     ibv_access_flags, ibv_ack_async_event, ibv_alloc_pd, ibv_async_event, ibv_close_device,
     ibv_context, ibv_dealloc_pd, ibv_dereg_mr, ibv_device_attr, ibv_free_device_list,
     ibv_get_async_event, ibv_get_device_list, ibv_get_device_name, ibv_mr, ibv_open_device, ibv_pd,
-    ibv_qp, ibv_query_device, ibv_reg_mr, ibv_transport_type,
+    ibv_port_attr, ibv_qp, ibv_query_device, ibv_query_port, ibv_reg_mr, ibv_transport_type,
 };
 use sealfs_ring::{File, Pool, Wake};
 
@@ -139,6 +139,25 @@ pub(super) fn names() -> Result<Vec<(String, bool)>, Failure> {
     // SAFETY: it came from ibv_get_device_list, and nothing of it is used any more.
     unsafe { ibv_free_device_list(list) };
     Ok(names)
+}
+
+/// The MTU that a port uses, and the largest that it could use, bytes of payload. `None`: the device cannot be asked.
+pub(super) fn port_mtu(device: &str, port: u8) -> Option<(u32, u32)> {
+    let context = Context::open(device).ok()?;
+    let mut attr = MaybeUninit::<ibv_port_attr>::zeroed();
+    // SAFETY: the context is open and `attr` writable; it is read only if the call has filled it in.
+    let attr = unsafe {
+        if ibv_query_port(context.0.as_ptr(), port, attr.as_mut_ptr()) != 0 {
+            return None;
+        }
+        attr.assume_init()
+    };
+    Some((mtu_bytes(attr.active_mtu)?, mtu_bytes(attr.max_mtu)?))
+}
+
+/// The bytes of an ibv_mtu (verbs.h): 1 is 256, each next one twice as many.
+pub(super) fn mtu_bytes(mtu: u32) -> Option<u32> {
+    (1..=16).contains(&mtu).then(|| 128 << mtu)
 }
 
 impl Domain {

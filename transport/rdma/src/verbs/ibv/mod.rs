@@ -47,6 +47,12 @@ use super::{
     WINDOW, Work,
 };
 
+/// The MTU that a device's port uses, and the largest that it could use, bytes of payload. `None`: it cannot be asked.
+#[must_use]
+pub fn port_mtu(device: &str, port: u8) -> Option<(u32, u32)> {
+    domain::port_mtu(device, port)
+}
+
 /// The provider. Dropped, it ends its connections; peers are told.
 pub struct Ibv {
     // Dropped in this order: queue pairs before devices, ids before the channel.

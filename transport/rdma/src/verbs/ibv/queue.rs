@@ -23,6 +23,7 @@ use sealfs_transport::Region;
 
 use super::cm::Id;
 use super::device::Device;
+use super::domain::mtu_bytes;
 use super::sys::cause;
 use crate::verbs::{Access, Facts, Failure, Limits, Link, Work};
 
@@ -221,7 +222,7 @@ impl QueuePair {
             device: self.device.borrow().name.clone(),
             port: attr.port_num,
             gid: (attr.ah_attr.grh.sgid_index, String::new()),
-            mtu: if attr.path_mtu == 0 { 0 } else { 128 << attr.path_mtu },
+            mtu: mtu_bytes(attr.path_mtu).unwrap_or(0),
             depth: self.limits.depth,
         }
     }
