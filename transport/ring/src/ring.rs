@@ -191,9 +191,13 @@ impl Ring {
         let Some(wait) = self.0.borrow_mut().begin(deadline)? else { return Ok(()) };
         while wait.looks_on() {
             if look() || self.0.borrow_mut().look()? {
+                self.0.borrow_mut().patience.found();
                 return Ok(());
             }
             std::hint::spin_loop();
+        }
+        if wait.looks() {
+            self.0.borrow_mut().patience.missed();
         }
         if wait.left() == Some(Duration::ZERO) {
             return Ok(());
@@ -327,7 +331,7 @@ impl Inner {
             }
             None => self.uring.submit_and_wait(1),
         };
-        if self.patience.is_adaptive() {
+        if self.patience.is_adaptive() && !wait.looks() {
             let waited = wait.start.map_or(Duration::MAX, |start| start.elapsed());
             self.patience.slept(waited, !self.uring.completion().is_empty());
         }
@@ -426,14 +430,19 @@ struct Wait {
 }
 
 impl Wait {
+    /// Whether it looks at all before it sleeps.
+    const fn looks(&self) -> bool {
+        !self.look.is_zero()
+    }
+
     /// Whether there is still to be looked.
     fn looks_on(&self) -> bool {
-        !self.look.is_zero() && self.start.is_some_and(|start| start.elapsed() < self.look)
+        self.looks() && self.start.is_some_and(|start| start.elapsed() < self.look)
     }
 
     /// What is left until the deadline.
     fn left(&self) -> Option<Duration> {
-        let gone = self.start.filter(|_| !self.look.is_zero()).map(|start| start.elapsed());
+        let gone = self.start.filter(|_| self.looks()).map(|start| start.elapsed());
         self.deadline.map(|deadline| deadline.saturating_sub(gone.unwrap_or_default()))
     }
 }
