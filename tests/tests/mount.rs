@@ -496,6 +496,34 @@ fn errors_say_what_why_and_what_to_do() {
     cluster.start_node(1);
 }
 
+/// Whoever asks for RDMA does not get TCP, though the nodes would answer.
+#[test]
+fn rdma_that_is_asked_for_and_missing_ends_the_start_and_says_what_is_missing() {
+    let cluster = Cluster::start(1);
+    let mountpoint = cluster.dir().join("nowhere");
+    fs::create_dir(&mountpoint).unwrap();
+    let no_device = fs::read_dir("/sys/class/infiniband").map_or(0, Iterator::count) == 0;
+    let mut mount = Command::new(binary());
+    mount.args(["mount", "--transport", "rdma", "--key"]).arg(cluster.key());
+    // Where there is RDMA, a device that is not there is asked for.
+    mount.args((!no_device).then_some("--rdma-device=none0"));
+    let said = refused(mount.arg(cluster.address(0)).arg(&mountpoint));
+    let missing = ["no RDMA device", "modprobe ib_uverbs", "install rdma-core"];
+    assert!(missing.iter().any(|missing| said.contains(missing)), "{said}");
+    assert_says(&said, &["transport rdma", "--transport tcp", "sealfs doctor --transport rdma"]);
+
+    let mut doctor = Command::new(binary());
+    doctor.args(["doctor", "--json", "--transport", "rdma"]);
+    let output = doctor.args((!no_device).then_some("--rdma-device=none0")).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["verdict"], "unusable", "{told}");
+    let findings = told["findings"].as_array().unwrap();
+    let device = findings.iter().find(|finding| finding["what"] == "rdma device").unwrap();
+    assert_eq!((&device["verdict"], device["next"] != ""), (&"unusable".into(), true), "{told}");
+    assert!(!fs::read_to_string("/proc/mounts").unwrap().contains(mountpoint.to_str().unwrap()));
+}
+
 #[test]
 fn bad_bytes_on_the_port_close_that_connection_only() {
     let mut cluster = Cluster::start(1);
