@@ -198,7 +198,7 @@ struct Client {
 impl Client {
     /// Connects, and has the root of the cluster answer.
     fn connect(key: Key, map: &ClusterMap, options: &MountOptions) -> Result<Self, MountError> {
-        let link = Link::new(key, &options.network, options.timeout_ms, POOL_LEN)?;
+        let link = Link::new(key, &options.network, options.timeout_ms, options.memory)?;
         link.calls.set_map(map);
         let arena = Rc::new(link.pool.clone());
         let behaviour = match options.consistency {
@@ -240,9 +240,10 @@ impl Client {
         let device = kernel.device().try_clone().map(sealfs_ring::File::new);
         let device = device.map_err(|error| MountError(format!("/dev/fuse: {error}")))?;
         let (calls, network) = (self.link.calls.clone(), options.network.clone());
-        let status = Box::new(move |skip| encode_page(&calls, &network, skip));
+        let memory = options.memory as u64;
+        let status = Box::new(move |skip| encode_page(&calls, &network, memory, skip));
         let files = Files::new(self.fs.clone(), kernel.clone(), options.consistency, status);
-        let mut session = Session::new(kernel, files, self.link.tasks.spawner());
+        let mut session = Session::new(kernel, files, self.link.tasks.spawner(), options.memory);
         let (mut polled, mut ended) = (false, None);
         loop {
             let now = sealfs_ring::now().mono;
@@ -310,8 +311,8 @@ fn set_readahead(root: &fs::Metadata) {
 const START_MS: u64 = 10_000;
 /// How long the end may take, milliseconds.
 const FINISH_MS: u64 = 30_000;
-/// Memory for data in flight: some 180 requests of 1 MiB, half of what a program of many threads keeps busy on a fast network.
-/// It is address space until it is used.
+/// Memory for data in flight unless told otherwise: some 180 requests of 1 MiB, half of what a program of many threads keeps
+/// busy on a fast network. It is address space until it is used; with RDMA it is pinned.
 pub const POOL_LEN: usize = 256 << 20;
 /// Four requests in flight for a program that reads one file from end to end.
 const READAHEAD_KIB: u32 = 4_096;

@@ -5,10 +5,11 @@
 
 use std::path::PathBuf;
 
-use sealfs_proto::limits;
+use sealfs_proto::{limits, nodes};
 
 use crate::MountError;
 use crate::link::Network;
+use crate::mount::POOL_LEN;
 
 /// When a client sees what another one has written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub struct MountOptions {
     pub consistency: Consistency,
     /// How long an operation waits for a node before EIO, milliseconds; 0: for ever (`timeout=` in seconds).
     pub timeout_ms: u64,
+    /// Memory for data in flight, bytes; pinned with RDMA (`memory=`).
+    pub memory: usize,
     /// File with the cluster's key (`key=`).
     pub key: Option<PathBuf>,
     /// File for the log of a mount in the background (`log=`).
@@ -59,6 +62,7 @@ impl Default for MountOptions {
             network: Network::default(),
             consistency: Consistency::CloseToOpen,
             timeout_ms: limits::TIMEOUT_MS,
+            memory: POOL_LEN,
             key: None,
             log: None,
         }
@@ -108,6 +112,7 @@ impl MountOptions {
                 )));
             }
             Some(("timeout", seconds)) => self.timeout_ms = timeout_ms(seconds)?,
+            Some(("memory", size)) => self.memory = memory(size)?,
             Some(("key", "")) => {
                 return Err(MountError("mount option `key=` names no file".into()));
             }
@@ -121,7 +126,7 @@ impl MountOptions {
                 return Err(MountError(format!(
                     "unknown mount option `{word}`; known are ro, rw, nodev, nosuid, noexec, noatime, allow_other, \
                      transport=auto|tcp|rdma, rdma_device=DEVICE, poll=adaptive|spin|sleep, \
-                     consistency=close-to-open|strict, timeout=SECONDS, key=FILE, log=FILE"
+                     consistency=close-to-open|strict, timeout=SECONDS, memory=SIZE, key=FILE, log=FILE"
                 )));
             }
         }
@@ -138,6 +143,21 @@ fn timeout_ms(seconds: &str) -> Result<u64, MountError> {
         ))
     })
 }
+
+/// Memory of which reads and writes that wait for a dead node leave some to others, and of which a machine has that much.
+fn memory(size: &str) -> Result<usize, MountError> {
+    let parsed = nodes::bytes(size).and_then(|bytes| usize::try_from(bytes).ok());
+    parsed.filter(|bytes| (MEMORY_MIN..=MEMORY_MAX).contains(bytes)).ok_or_else(|| {
+        MountError(format!(
+            "mount option `memory={size}` is no size from 64M to 16G; write memory=512M, or leave it out for 256M"
+        ))
+    })
+}
+
+/// Twice what the reads of one dead node hold, beside what writes hold.
+const MEMORY_MIN: usize = 64 << 20;
+/// Ten thousand requests in flight; more is a mistaken unit.
+const MEMORY_MAX: usize = 16 << 30;
 
 /// Words of mount(8), fstab(5) and systemd.mount(5) that are not for the file system.
 fn is_for_mount(word: &str) -> bool {
@@ -182,12 +202,13 @@ mod tests {
     fn a_list_is_applied_from_left_to_right() {
         let mut options = MountOptions::default();
         let list = "ro,defaults,_netdev,x-systemd.automount,nosuid,timeout=5,key=/etc/sealfs.key,transport=tcp,log=/l,rw,\
-                    poll=spin,\
+                    poll=spin,memory=1G,\
                     consistency=close-to-open,consistency=strict,";
         options.apply(list).unwrap();
         let expected = MountOptions {
             nosuid: true,
             timeout_ms: 5_000,
+            memory: 1 << 30,
             key: Some("/etc/sealfs.key".into()),
             log: Some("/l".into()),
             network: Network { choice: Choice::Tcp, rdma_device: None, poll: Poll::Spin },
@@ -201,7 +222,8 @@ mod tests {
     fn an_unknown_word_is_refused_by_name() {
         let words =
             ["raedonly", "timeout=soon", "timeout=-1", "transport=ib", "key=", "log=", "ro=1"];
-        for word in words.into_iter().chain(["consistency=some", "poll=never"]) {
+        let more = ["consistency=some", "poll=never", "memory=much", "memory=63M", "memory=17G"];
+        for word in words.into_iter().chain(more) {
             let error = MountOptions::default().apply(&format!("ro,{word}")).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }

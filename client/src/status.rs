@@ -57,6 +57,8 @@ pub struct MountStatus {
     pub transport: String,
     /// `--poll`.
     pub poll: String,
+    /// `--memory`, bytes.
+    pub memory: u64,
     /// Bytes of payload by what was done to them, by name.
     pub payload: Vec<(String, u64)>,
     /// The nodes.
@@ -194,13 +196,14 @@ pub(crate) fn status_page(name: &[u8]) -> Option<usize> {
 }
 
 /// That page, as a mount tells it.
-pub(crate) fn encode_page(calls: &Calls, network: &Network, skip: usize) -> Vec<u8> {
+pub(crate) fn encode_page(calls: &Calls, network: &Network, memory: u64, skip: usize) -> Vec<u8> {
     let (peers, left) = calls.figures(skip, None);
     encode(&MountStatus {
         version: env!("CARGO_PKG_VERSION").into(),
         cluster: calls.map().map(|map| map.cluster.to_string()).unwrap_or_default(),
         transport: network.choice.to_string(),
         poll: network.poll.to_string(),
+        memory,
         payload: payload_of_process().named().map(|(name, bytes)| (name.to_owned(), bytes)).into(),
         peers,
         left: left as u32,

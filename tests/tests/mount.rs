@@ -366,7 +366,7 @@ fn status_of(mount: &Path) -> serde_json::Value {
 fn peers_of(mount: &Path) -> Vec<serde_json::Value> {
     let status = status_of(mount);
     assert_eq!(status["transport"], transport(), "{status}");
-    assert_eq!(status["poll"], "adaptive", "{status}");
+    assert_eq!((&status["poll"], &status["memory"]), (&"adaptive".into(), &(256 << 20).into()));
     status["peers"].as_array().unwrap().clone()
 }
 

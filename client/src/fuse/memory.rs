@@ -3,8 +3,8 @@
 //!
 //! | a write | lies in | while writes hold less than |
 //! |---|---|---|
-//! | of at most a block | a region of its size, copied | [`POOLED_MAX`] |
-//! | a larger one | the region that it was read to | [`POOLED_MAX`] |
+//! | of at most a block | a region of its size, copied | their part of the arena ([`pooled_max`]) |
+//! | a larger one | the region that it was read to | the same |
 //! | any | ordinary memory, copied | [`SPILLED_MAX`] |
 //! | any | the region that it was read to, and nothing more is read | |
 //!
@@ -23,8 +23,9 @@ use sealfs_proto::limits;
 use sealfs_transport::{Arena, Memory, Region, Slice, copy_payload};
 
 /// What the data of a session's writes holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct WriteMemory {
+    pooled_max: usize,
     pooled: Budget,
     spilled: Budget,
 }
@@ -39,6 +40,12 @@ struct Counted {
 }
 
 impl WriteMemory {
+    /// For a session whose arena has about `arena_len` bytes.
+    pub(crate) fn new(arena_len: usize) -> Self {
+        let (pooled, spilled) = (Budget::default(), Budget::default());
+        Self { pooled_max: pooled_max(arena_len), pooled, spilled }
+    }
+
     /// The bytes of `room` in `range` are a write's data. Gives it, and what the next message is read to, as long as `room`
     /// if there is such.
     pub(crate) fn take(
@@ -53,7 +60,7 @@ impl WriteMemory {
             target
         };
         let taken = if len <= COPIED_LEN_MAX { len } else { room_len };
-        if self.pooled.held() + taken <= POOLED_MAX
+        if self.pooled.held() + taken <= self.pooled_max
             && let Some(other) = arena.take(taken)
         {
             if len <= COPIED_LEN_MAX {
@@ -102,8 +109,11 @@ impl Drop for Counted {
 
 /// Writes of at most so many bytes are copied out of the region they were read to.
 const COPIED_LEN_MAX: usize = limits::BLOCK_SIZE as usize;
-/// Of the arena (256 MiB, three quarters of it in slots for the largest writes and reads).
-const POOLED_MAX: usize = 112 << 20;
+/// What writes may hold of an arena, three quarters of which are slots for the largest writes and reads.
+const fn pooled_max(arena_len: usize) -> usize {
+    arena_len / 16 * 7
+}
+
 /// A thousand programs' writes of 1 MiB each.
 const SPILLED_MAX: usize = 1 << 30;
 
@@ -141,23 +151,26 @@ mod tests {
 
     #[test]
     fn writes_hold_their_part_of_the_arena_and_then_other_memory() {
-        let memory = WriteMemory::default();
-        let mut waiting = Vec::new();
-        for number in 0..200_usize {
-            let (data, next) = memory.take(room(number as u8), 4_096..ROOM_LEN, &Heap);
-            assert!(next.is_some_and(|next| next.len() == ROOM_LEN), "the next can be read");
-            assert!(data.bytes().len() == 1 << 20 && data.bytes()[7] == number as u8);
-            waiting.push(data);
-            assert!(memory.pooled.held() <= POOLED_MAX);
+        for (arena_len, part) in [(256 << 20, 112 << 20), (64 << 20, 28 << 20)] {
+            let memory = WriteMemory::new(arena_len);
+            let mut waiting = Vec::new();
+            for number in 0..200_usize {
+                let (data, next) = memory.take(room(number as u8), 4_096..ROOM_LEN, &Heap);
+                assert!(next.is_some_and(|next| next.len() == ROOM_LEN), "the next can be read");
+                assert!(data.bytes().len() == 1 << 20 && data.bytes()[7] == number as u8);
+                waiting.push(data);
+                assert!(memory.pooled.held() <= part);
+            }
+            assert!(memory.pooled.held() > part - (2 << 20));
+            assert!(memory.spilled.held() > 80 << 20);
+            drop(waiting);
+            assert_eq!((memory.pooled.held(), memory.spilled.held()), (0, 0));
         }
-        assert!(memory.spilled.held() > 80 << 20);
-        drop(waiting);
-        assert_eq!((memory.pooled.held(), memory.spilled.held()), (0, 0));
     }
 
     #[test]
     fn without_an_arena_programs_wait_only_when_no_memory_is_left() {
-        let memory = WriteMemory::default();
+        let memory = WriteMemory::new(256 << 20);
         let (small, next) = memory.take(room(3), 4_096..4_106, &Empty);
         assert!(small.bytes() == [3; 10] && next.is_some());
         memory.spilled.0.store(SPILLED_MAX, Ordering::Relaxed);
@@ -167,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_block_is_copied_and_holds_little() {
-        let memory = WriteMemory::default();
+        let memory = WriteMemory::new(256 << 20);
         let before = payload_bytes_copied();
         let (data, _next) = memory.take(room(1), 4_096..4_096 + COPIED_LEN_MAX, &Heap);
         assert_eq!((memory.pooled.held(), data.bytes().len()), (COPIED_LEN_MAX, COPIED_LEN_MAX));
@@ -176,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_is_larger_than_a_block_goes_on_where_it_was_read_to() {
-        let memory = WriteMemory::default();
+        let memory = WriteMemory::new(256 << 20);
         let before = payload_bytes_copied();
         for len in [COPIED_LEN_MAX + 1, 65_536, 1 << 20] {
             let room = room(1);

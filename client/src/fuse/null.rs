@@ -132,11 +132,12 @@ impl Answers for Null {
 /// Serves a mount until the kernel ends it; what was written.
 fn serve(device: File, began: mpsc::Sender<()>) -> Written {
     let ring = Ring::new(Config::default()).unwrap();
-    let pool = Pool::new(64 << 20).unwrap();
+    let pool_len = 64 << 20;
+    let pool = Pool::new(pool_len).unwrap();
     let file = sealfs_ring::File::new(device.try_clone().unwrap());
     let (tasks, written) = (Tasks::new(), Rc::default());
     let null = Null { written: Rc::clone(&written), stuck: Waiters::new(), began };
-    let mut session = Session::new(Kernel::new(device), null, tasks.spawner());
+    let mut session = Session::new(Kernel::new(device), null, tasks.spawner(), pool_len);
     let mut polled = false;
     loop {
         let now = sealfs_ring::now().mono;

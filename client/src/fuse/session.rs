@@ -116,11 +116,12 @@ impl Flight {
 }
 
 impl<A: Answers> Session<A> {
-    pub(crate) fn new(kernel: Kernel, answers: A, tasks: Spawner) -> Self {
+    /// `arena_len`: of the arena that turns are given.
+    pub(crate) fn new(kernel: Kernel, answers: A, tasks: Spawner, arena_len: usize) -> Self {
         let flights = RefCell::default();
         let shared = Rc::new(Shared { kernel, answers, tasks, flights });
         let (checked, tidied) = (Instant::default(), Instant::default());
-        let writes = WriteMemory::default();
+        let writes = WriteMemory::new(arena_len);
         Self { shared, room: None, writes, ended: false, checked, tidied }
     }
 
@@ -404,7 +405,7 @@ mod tests {
             device.set_nonblocking(true).unwrap();
             let (script, tasks) = (Script::default(), Tasks::new());
             let device = Kernel::new(File::from(OwnedFd::from(device)));
-            let session = Session::new(device, script.clone(), tasks.spawner());
+            let session = Session::new(device, script.clone(), tasks.spawner(), 64 << 20);
             Self { kernel, session, script, tasks, now: Instant(0) }
         }
 

@@ -25,6 +25,9 @@ pub(crate) struct Args {
     /// come, then sleeps), spin (never sleeps) or sleep.
     #[arg(long, value_name = "adaptive|spin|sleep")]
     poll: Option<String>,
+    /// Memory for data in flight, 64M to 16G (default 256M); all of it is pinned where RDMA is used.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
     /// The cluster's key file.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
@@ -61,6 +64,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         ("transport", args.transport),
         ("rdma_device", args.rdma_device),
         ("poll", args.poll),
+        ("memory", args.memory),
         ("consistency", args.consistency),
         ("timeout", args.timeout.map(|s| s.to_string())),
     ] {

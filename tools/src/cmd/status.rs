@@ -58,7 +58,7 @@ fn of_mount(args: &Args) -> Result<(), Failure> {
     let status = sealfs_client::mount_status(Path::new(&args.target))?;
     let peers: Vec<(u16, PeerFigures)> =
         status.peers.iter().map(|peer| (0, peer.clone())).collect();
-    let MountStatus { version, cluster, transport, poll, payload, .. } = status;
+    let MountStatus { version, cluster, transport, poll, memory, payload, .. } = status;
     if args.json {
         let value = serde_json::json!({
             "mountpoint": args.target,
@@ -66,13 +66,14 @@ fn of_mount(args: &Args) -> Result<(), Failure> {
             "cluster": cluster,
             "transport": transport,
             "poll": poll,
+            "memory": memory,
             "payload": serde_json::Value::Object(counters(&payload)),
             "peers": peers::json(&peers),
         });
         println!("{}", serde_json::to_string_pretty(&value)?);
     } else {
         println!("mount {}  cluster {cluster}  version {version}", args.target);
-        println!("asked for transport {transport}, poll {poll}");
+        println!("asked for transport {transport}, poll {poll}, memory {}", bytes(memory));
         let shown = |(name, count): &(String, u64)| {
             format!("{} {}", name.trim_start_matches("payload_").replace('_', " "), bytes(*count))
         };
