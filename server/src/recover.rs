@@ -1,12 +1,6 @@
 //! From files to a core: snapshots first, then the journal behind them.
 //!
-//! | last run | journal's end | what happens |
-//! |---|---|---|
-//! | any | zeros | goes on there |
-//! | clean, or in this boot | one torn entry | cut: it was never acknowledged |
-//! | clean, or in this boot | anything else | refused: acknowledged changes are damaged |
-//! | power was lost | contradicts a sync mark behind it | refused |
-//! | power was lost | anything else | cut with a warning: what was not synced may be missing |
+//! What becomes of a journal's end stands in [`sealfs_meta::recover`].
 //!
 //! A node that is started with another number of cores first turns its state into snapshots ([`convert`]), for a journal
 //! holds the entries of its own core's shards only.
@@ -14,7 +8,6 @@
 use std::sync::Arc;
 
 use sealfs_meta::journal::SegmentHeader;
-use sealfs_server_core::chunk::VolumeRead;
 use sealfs_server_core::{Config, Recovery};
 
 use crate::StartError;
@@ -68,32 +61,12 @@ impl CoreFiles {
         let feed = |bytes: &[u8]| recovery.journal(bytes);
         let segments = Segments::recover(store, self.journal, self.owner, self.last, feed)?;
         if self.last.lost_power() {
-            self.verify(&mut recovery)?;
+            recovery.verify(|read, bytes| {
+                let read = self.volume.read_at(bytes, VOLUME_AT + read.offset);
+                read.map_err(|error| error.to_string())
+            });
         }
         Ok((recovery, segments))
-    }
-
-    /// Reads what may not have reached the device, and takes back what did not, until nothing is doubtful.
-    fn verify(&self, recovery: &mut Recovery) -> Result<(), StartError> {
-        let mut bytes = Vec::new();
-        loop {
-            let suspects = recovery.suspects();
-            if suspects.is_empty() {
-                return Ok(());
-            }
-            for suspect in suspects {
-                let VolumeRead { offset, len } = suspect.read;
-                bytes.resize(len as usize, 0);
-                let read = self.volume.read_at(&mut bytes, VOLUME_AT + offset);
-                read.map_err(|error| {
-                    StartError(format!("cannot read volume bytes {offset}..+{len}: {error}"))
-                })?;
-                if !suspect.holds(&bytes) {
-                    tracing::warn!(offset, len, "a write had not reached the device: taken back");
-                    recovery.reject(suspect.position);
-                }
-            }
-        }
     }
 }
 

@@ -20,6 +20,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use sealfs_meta::journal::{self, End, Entry, SEGMENT_HEADER_LEN, SegmentHeader, Tail};
+use sealfs_meta::recover::{EndStep, end_step};
 use sealfs_proto::Corrupt;
 use sealfs_server_core::sync_mark;
 
@@ -65,41 +66,47 @@ impl Segments {
         let mut entries_len = 0;
         while let Some((first, extent)) = found.pop_front() {
             let bytes = extent.read()?;
-            let (used, cut) = match segments.check(first, &bytes, behind) {
-                Ok(read) => {
-                    let entries = &bytes[SEGMENT_HEADER_LEN..read.used as usize];
-                    feed(entries).map_err(|error| {
-                        StartError(format!("journal {}: {error}", extent.place()))
-                    })?;
-                    behind = Some(read.tail);
-                    entries_len += entries.len();
-                    (read.used, read.cut)
+            let read = segments.check(first, &bytes, behind);
+            if let Some(tail) = read.tail {
+                let entries = &bytes[SEGMENT_HEADER_LEN..read.used as usize];
+                feed(entries)
+                    .map_err(|error| StartError(format!("journal {}: {error}", extent.place())))?;
+                behind = Some(tail);
+                entries_len += entries.len();
+            }
+            let position = behind.map_or(first, |tail: Tail| tail.position);
+            let unsynced =
+                last.lost_power() && !had_reached_device(position, read.end, &bytes, &found)?;
+            match end_step(read.end, found.is_empty(), unsynced) {
+                EndStep::GoOn => {}
+                EndStep::Refuse(offset) => {
+                    let more = match (last.lost_power(), found.is_empty()) {
+                        (true, _) => ", though it had been on the device",
+                        (false, true) => "",
+                        (false, false) => ", and there are segments behind it",
+                    };
+                    let cause = format!("{}{more}", read.cause);
+                    return Err(segments.refused(offset, extent.place(), &cause));
                 }
-                Err(cause) => (0, Some(Cut { offset: 0, next: None, cause })),
-            };
-            if let Some(cut) = cut {
-                segments.check_cut(&cut, extent.place(), last, &found)?;
-                if last.lost_power() {
-                    let end = behind.map_or(first, |tail: Tail| tail.position);
-                    segments.check_marks(end, &cut, &bytes, extent.place(), &found)?;
+                EndStep::Cut(offset) => {
+                    let (journal, cause) = (extent.place(), &read.cause);
+                    tracing::warn!(%journal, offset, cause, "the journal is cut here");
+                    // CRASH between any two: the next start finds the same cut, and less behind it.
+                    for (_, later) in found.drain(..).rev() {
+                        segments.store.remove(&[later.place().clone()])?;
+                    }
+                    if read.used == 0 {
+                        segments.store.remove(&[extent.place().clone()])?;
+                        break;
+                    }
+                    extent.zero_from(read.used)?;
                 }
-                let (journal, cause) = (extent.place(), &cut.cause);
-                tracing::warn!(%journal, offset = cut.offset, cause, "the journal is cut here");
-                // CRASH between any two: the next start finds the same cut, and less behind it.
-                for (_, later) in found.drain(..).rev() {
-                    segments.store.remove(&[later.place().clone()])?;
-                }
-                if used == 0 {
-                    segments.store.remove(&[extent.place().clone()])?;
-                    break;
-                }
-                extent.zero_from(used)?;
             }
             if !last.clean {
                 extent.sync()?;
             }
             segments.list.push_back((first, extent.place().clone()));
-            segments.tail = Some(Open { extent, used });
+            segments.tail = Some(Open { extent, used: read.used });
         }
         if entries_len == 0 {
             // Nobody would know at which position to go on: begin anew.
@@ -141,94 +148,81 @@ impl Segments {
         self.journal
     }
 
-    /// Reads one segment; the error says why it is none that continues `behind`.
-    fn check(&self, first: u64, bytes: &[u8], behind: Option<Tail>) -> Result<Read, String> {
+    /// Reads one segment that should continue `behind`.
+    fn check(&self, first: u64, bytes: &[u8], behind: Option<Tail>) -> Read {
+        let none = |cause: String| {
+            let end = End::Damaged { offset: 0, next: bytes.len() as u64 };
+            Read { used: 0, tail: None, end, cause }
+        };
         if behind.is_some_and(|tail| tail.position != first) {
-            return Err("entries are missing before it".into());
+            return none("entries are missing before it".into());
         }
-        let header = SegmentHeader::from_bytes(bytes).map_err(|error| error.to_string())?;
-        if header != (SegmentHeader { first, ..self.owner }) {
-            return Err("it belongs to another cluster, node, core or place".into());
+        match SegmentHeader::from_bytes(bytes) {
+            Err(error) => return none(error.to_string()),
+            Ok(header) if header != (SegmentHeader { first, ..self.owner }) => {
+                return none("it belongs to another cluster, node, core or place".into());
+            }
+            Ok(_) => {}
         }
-        let scan = journal::scan(bytes, behind).map_err(|error| error.to_string())?;
-        let cut = match scan.end {
-            End::Clean => None,
-            End::Torn { offset } => Some(Cut { offset, next: None, cause: TORN.into() }),
-            End::Damaged { offset, next } => {
-                let cause = format!("damaged, with a valid entry behind at byte {next}");
-                Some(Cut { offset, next: Some(next), cause })
+        let scan = match journal::scan(bytes, behind) {
+            Ok(scan) => scan,
+            Err(error) => return none(error.to_string()),
+        };
+        let cause = match scan.end {
+            End::Clean => String::new(),
+            End::Torn { .. } => "an entry that was not written completely".into(),
+            End::Damaged { next, .. } => {
+                format!("damaged, with a valid entry behind at byte {next}")
             }
         };
-        Ok(Read { used: scan.used, tail: scan.tail, cut })
+        Read { used: scan.used, tail: Some(scan.tail), end: scan.end, cause }
     }
 
-    /// Refuses a cut that would lose what was acknowledged: anything but a torn entry at the journal's very end, unless power
-    /// was lost.
-    fn check_cut(
-        &self,
-        cut: &Cut,
-        place: &Place,
-        last: LastRun,
-        later: &VecDeque<(u64, Extent)>,
-    ) -> Result<(), StartError> {
-        if last.lost_power() || (cut.cause == TORN && later.is_empty()) {
-            return Ok(());
-        }
-        let behind = if later.is_empty() { "" } else { ", and there are segments behind it" };
-        Err(self.refused(cut, place, &format!("{}{behind}", cut.cause)))
-    }
-
-    /// Refuses a cut at position `end` that a sync mark behind it contradicts: it says that the device held what is now
-    /// damaged.
-    fn check_marks(
-        &self,
-        end: u64,
-        cut: &Cut,
-        bytes: &[u8],
-        place: &Place,
-        later: &VecDeque<(u64, Extent)>,
-    ) -> Result<(), StartError> {
-        let beyond = |entries: &mut dyn Iterator<Item = Entry<'_>>| {
-            entries.filter_map(|entry| sync_mark(&entry)).any(|mark| mark > end)
-        };
-        let mut contradicted = cut.next.is_some_and(|next| {
-            bytes.get(next as usize..).is_some_and(|bytes| beyond(&mut journal::entries(bytes)))
-        });
-        for (_, extent) in later {
-            let bytes = extent.read()?;
-            let scan = journal::scan(&bytes, None);
-            contradicted |= scan.is_ok_and(|scan| beyond(&mut scan.entries.into_iter()));
-        }
-        if contradicted {
-            let cause = format!("{}, though it had been on the device", cut.cause);
-            return Err(self.refused(cut, place, &cause));
-        }
-        Ok(())
-    }
-
-    fn refused(&self, cut: &Cut, place: &Place, cause: &str) -> StartError {
+    fn refused(&self, offset: u64, place: &Place, cause: &str) -> StartError {
         StartError(format!(
-            "journal {place} at byte {}: {cause}; acknowledged changes are lost: restore the {}, or {}",
-            cut.offset,
+            "journal {place} at byte {offset}: {cause}; acknowledged changes are lost: restore the {}, or {}",
             self.store.name(),
             self.store.anew()
         ))
     }
 }
 
-/// A segment that was read.
-struct Read {
-    used: u64,
-    tail: Tail,
-    cut: Option<Cut>,
+/// Whether a sync mark behind `end`, at `position`, says that the device once held what is missing there.
+fn had_reached_device(
+    position: u64,
+    end: End,
+    bytes: &[u8],
+    later: &VecDeque<(u64, Extent)>,
+) -> Result<bool, StartError> {
+    let beyond = |entries: &mut dyn Iterator<Item = Entry<'_>>| {
+        entries.filter_map(|entry| sync_mark(&entry)).any(|mark| mark > position)
+    };
+    if end == End::Clean {
+        return Ok(false);
+    }
+    if let End::Damaged { next, .. } = end
+        && bytes.get(next as usize..).is_some_and(|bytes| beyond(&mut journal::entries(bytes)))
+    {
+        return Ok(true);
+    }
+    for (_, extent) in later {
+        let bytes = extent.read()?;
+        let scan = journal::scan(&bytes, None);
+        if scan.is_ok_and(|scan| beyond(&mut scan.entries.into_iter())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-/// Where and why the journal ends before its files do.
-struct Cut {
-    /// Byte of the segment; 0: nothing of it counts.
-    offset: u64,
-    /// Byte of the segment where a valid entry lies behind.
-    next: Option<u64>,
+/// A segment that was read.
+struct Read {
+    /// Bytes that count; 0: none of it.
+    used: u64,
+    /// What follows its entries, if it is a segment of this journal.
+    tail: Option<Tail>,
+    end: End,
+    /// Why it ends before its bytes do.
     cause: String,
 }
 
@@ -256,7 +250,6 @@ impl Spare {
 
 /// Small enough that little is kept for long, large enough that rolling over is rare.
 const SEGMENT_LEN: u64 = 16 << 20;
-const TORN: &str = "an entry that was not written completely";
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! The core before it is recovered: a type of its own, so that nothing can be asked of it too early.
 //!
 //! ```text
-//! Recovery::new(config) -> snapshot(shard, bytes)* -> journal(bytes)* [-> (suspects, reject*)*] -> finish -> Core
+//! Recovery::new(config) -> snapshot(shard, bytes)* -> journal(bytes)* [-> verify] -> finish -> Core
 //! ```
 //! 1. A shard's entries are applied in the order of its own numbers, each exactly once: what a snapshot contains is
 //!    skipped, a gap is refused.
@@ -15,7 +15,7 @@ use sealfs_meta::{KIND_VERSION, Record, State, apply, snapshot};
 use sealfs_proto::{Corrupt, ShardId, decode, limits};
 use sealfs_transport::{Arena, Now, Region, Slice};
 
-use crate::chunk::{ChunkRecord, Replay, Suspect};
+use crate::chunk::{ChunkRecord, Replay, VolumeRead};
 use crate::core::Recovered;
 use crate::world::{Shard, kind};
 use crate::{Config, Core, Ports};
@@ -125,17 +125,10 @@ impl Recovery {
         Ok(())
     }
 
-    /// Blocks that may not have reached the device before power was lost. When the machine has lost power since the last run
-    /// they are to be read and, if one does not hold, [`Recovery::reject`]ed; then asked for again, until there are none: under
-    /// a rejected record another doubtful one may lie. Else nothing is to be done.
-    #[must_use]
-    pub fn suspects(&mut self) -> Vec<Suspect> {
-        self.chunks.suspects()
-    }
-
-    /// The suspect of the entry at `position` does not hold what was written: the chunk keeps what it had before.
-    pub fn reject(&mut self, position: u64) {
-        self.chunks.reject(position);
+    /// If the machine has lost power since the last run: reads what may not have reached the device and takes back what did
+    /// not, see [`Replay::verify`].
+    pub fn verify(&mut self, read: impl FnMut(VolumeRead, &mut [u8]) -> Result<(), String>) {
+        self.chunks.verify(read);
     }
 
     /// All shards as snapshots, so that the journal can be dropped and the node started with another number of cores:

@@ -183,3 +183,17 @@ fn the_rest_of_a_block_that_was_cut_does_not_come_back() {
         assert!(found == expected, "what was cut is back");
     }
 }
+
+#[test]
+fn what_cannot_be_verified_keeps_no_node_from_starting_and_is_not_replaced_by_what_was_before() {
+    let mut cluster = Cluster::new(Setup::default());
+    let file = cluster.create(Ino::ROOT, "file");
+    cluster.write(file, 0, 0, &block(1));
+    assert_eq!(cluster.ask(file.shard(), Request::Sync).unwrap(), Reply::Done);
+    cluster.write(file, 0, 0, &block(2));
+    assert_eq!(cluster.ask(file.shard(), Request::Sync).unwrap(), Reply::Done);
+    cluster.servers[0].device.borrow_mut().unreadable = true;
+    cluster.lose_power(ONE, &mut fastrand::Rng::with_seed(6));
+    cluster.start(ONE);
+    assert!(cluster.read(file, 0, 0, BLOCK as u32) == block(2));
+}

@@ -10,7 +10,7 @@
 //! read:   plan_read -> [volume reads] -> ReadPlan::finish
 //! sync:   end = journal's end; SyncVolume; SyncJournal; append a mark that names `end`; on_synced(end)
 //! space:  Refusal::Space(ask) -> Groups::lend -> Chunks::lend -> plan again
-//! start:  Replay::{snapshot, record, mark}* -> (suspects, reject)* -> finish -> Groups::new over all cores' Chunks::occupied
+//! start:  Replay::{snapshot, record, mark}* -> [verify] -> finish -> Groups::new over all cores' Chunks::occupied
 //! ```
 //!
 //! 1. A block is in exactly one place: the map (one extent), a plan, the pending list, a core's free runs, or the node's
@@ -43,7 +43,7 @@ pub use guards::{Guard, GuardId};
 pub use plan::{Plan, VolumeWrite};
 pub use read::{BadBlock, ReadPlan, VolumeRead};
 pub use record::{BlockState, Change, ChunkRecord, Run};
-pub use replay::{Replay, Suspect};
+pub use replay::Replay;
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! The chunk store before it has recovered: a type of its own, so that nothing can be planned too early.
 //!
 //! ```text
-//! snapshot* -> (record | mark)* -> [(suspects -> reject*)*] -> finish
+//! snapshot* -> (record | mark)* -> [verify] -> finish
 //! ```
 //!
 //! What may be trusted: everything below the last sync mark, and every snapshot. Records above the mark are in the
@@ -58,18 +58,17 @@ struct Above {
 
 /// Blocks named above the last sync mark: after a loss of power they may not have reached the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Suspect {
+pub(super) struct Suspect {
     /// What to read.
-    pub read: VolumeRead,
+    pub(super) read: VolumeRead,
     /// Position of the record that names them.
-    pub position: u64,
+    pub(super) position: u64,
     sums: Vec<u32>,
 }
 
 impl Suspect {
     /// Whether these are the bytes that were written.
-    #[must_use]
-    pub fn holds(&self, bytes: &[u8]) -> bool {
+    pub(super) fn holds(&self, bytes: &[u8]) -> bool {
         bytes.len() == self.read.len as usize
             && bytes.chunks_exact(super::BLOCK).map(crc32c::crc32c).eq(self.sums.iter().copied())
     }
@@ -121,10 +120,52 @@ impl Replay {
         });
     }
 
-    /// The blocks that chunks name because of records above the last mark, to be verified when the boot id has changed: each
-    /// is given once, and those of a chunk again after one of its records was rejected. Until there are none.
-    #[must_use]
-    pub fn suspects(&mut self) -> Vec<Suspect> {
+    /// Reads, with `read`, the blocks that chunks name because of records above the last mark, and takes back the records whose
+    /// blocks did not reach the device: under one another doubtful one may lie, so until there are none. Needed when the machine
+    /// has lost power since the last run, and only then. Answers how many records were taken back.
+    ///
+    /// What cannot be read is kept: it may be what was synced, and the block as it was before would be taken for it. Reading
+    /// the file says EIO there.
+    pub fn verify(
+        &mut self,
+        mut read: impl FnMut(VolumeRead, &mut [u8]) -> Result<(), String>,
+    ) -> u32 {
+        let mut rejected = 0;
+        let mut bytes = Vec::new();
+        loop {
+            let suspects = self.suspects();
+            if suspects.is_empty() {
+                return rejected;
+            }
+            for suspect in suspects {
+                let VolumeRead { offset, len } = suspect.read;
+                bytes.resize(len as usize, 0);
+                match read(suspect.read, &mut bytes) {
+                    Err(cause) => {
+                        tracing::error!(
+                            offset,
+                            len,
+                            cause,
+                            "blocks cannot be read: EIO to readers"
+                        );
+                    }
+                    Ok(()) if suspect.holds(&bytes) => {}
+                    Ok(()) => {
+                        tracing::warn!(
+                            offset,
+                            len,
+                            "a write had not reached the device: taken back"
+                        );
+                        self.reject(suspect.position);
+                        rejected += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is to be verified: each is given once, and those of a chunk again after one of its records was rejected.
+    pub(super) fn suspects(&mut self) -> Vec<Suspect> {
         let mut suspects = Vec::new();
         for key in std::mem::take(&mut self.unverified) {
             if let Some(history) = self.histories.get(&key) {
@@ -136,7 +177,7 @@ impl Replay {
 
     /// The record at `position`, one of the suspects', did not reach the device whole: its chunk becomes what it is without
     /// it.
-    pub fn reject(&mut self, position: u64) {
+    pub(super) fn reject(&mut self, position: u64) {
         let Some(&key) = self.positions.get(&position) else { return };
         let history = self.histories.get_mut(&key).expect("a position above the mark has one");
         let mut chunk = history.base.clone();

@@ -44,6 +44,8 @@ pub(crate) struct Device {
     synced_journals: BTreeMap<CoreId, usize>,
     /// Power was lost and nothing has been verified since.
     pub(crate) lost_power: bool,
+    /// A start can verify nothing.
+    pub(crate) unreadable: bool,
     losses: u64,
     /// Operations carried out.
     pub(crate) done: u64,
@@ -148,19 +150,10 @@ impl Device {
 
     /// Has all taken back that did not reach the device.
     fn verify(&self, recovery: &mut Recovery) {
-        loop {
-            let suspects = recovery.suspects();
-            if suspects.is_empty() {
-                return;
-            }
-            for suspect in suspects {
-                let mut bytes = vec![0; suspect.read.len as usize];
-                self.read(suspect.read.offset, &mut bytes);
-                if !suspect.holds(&bytes) {
-                    recovery.reject(suspect.position);
-                }
-            }
-        }
+        recovery.verify(|read, bytes| {
+            self.read(read.offset, bytes);
+            if self.unreadable { Err("a bad sector".into()) } else { Ok(()) }
+        });
     }
 
     /// Whether a block of the volume holds exactly this.

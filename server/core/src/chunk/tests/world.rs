@@ -548,18 +548,10 @@ impl World {
         }
         let mut replays = self.replay(&durable, false);
         for replay in &mut replays {
-            loop {
-                let suspects = replay.suspects();
-                if suspects.is_empty() {
-                    break;
-                }
-                for suspect in suspects {
-                    if !suspect.holds(fetch(&self.volume, suspect.read).bytes()) {
-                        replay.reject(suspect.position);
-                        self.tally.rejected += 1;
-                    }
-                }
-            }
+            self.tally.rejected += replay.verify(|read, bytes| {
+                bytes.copy_from_slice(fetch(&self.volume, read).bytes());
+                Ok(())
+            });
         }
         let history = std::mem::take(&mut self.history);
         self.start(replays);
