@@ -13,6 +13,7 @@ need sqlite3 sqlite3
 need getfacl acl
 need getfattr attr
 need git git
+need python3 python3
 need cc gcc
 # The RDMA bindings are made when they are built.
 need cmake cmake

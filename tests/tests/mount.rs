@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -129,6 +129,76 @@ fn close_to_open_and_what_another_client_sees_within_a_second() {
     }
     // A loaded machine may be late; the promise is about the protocol's timers.
     assert!(written.elapsed() < Duration::from_secs(5), "{:?}", written.elapsed());
+}
+
+#[test]
+fn what_is_read_while_another_client_writes_is_each_block_before_or_after() {
+    const BLOCK: usize = 4_096;
+    const LEN: usize = 64 * BLOCK;
+    let mut cluster = Cluster::start(3);
+    let (a, b) = (cluster.mount(), cluster.mount());
+    fs::write(a.join("file"), vec![0; LEN]).unwrap();
+    let written = AtomicBool::new(false);
+    let seen = thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = OpenOptions::new().write(true).open(a.join("file")).unwrap();
+            (0..=u8::MAX).cycle().take(1_000).for_each(|round| {
+                file.write_all_at(&vec![round; LEN], 0).unwrap();
+            });
+            written.store(true, Ordering::Relaxed);
+        });
+        let mut seen = BTreeSet::new();
+        for flags in [0, libc::O_DIRECT].into_iter().cycle() {
+            if written.load(Ordering::Relaxed) {
+                break;
+            }
+            let file = OpenOptions::new().read(true).custom_flags(flags).open(b.join("file"));
+            let mut bytes = vec![0; LEN];
+            file.unwrap().read_exact_at(&mut bytes, 0).unwrap();
+            for (at, block) in bytes.chunks(BLOCK).enumerate() {
+                assert!(block.iter().all(|byte| *byte == block[0]), "block {at} is torn");
+                seen.insert(block[0]);
+            }
+        }
+        seen
+    });
+    assert!(seen.len() > 10, "the reader was hardly there: {seen:?}");
+}
+
+#[test]
+fn what_a_mapping_publishes_is_there_when_another_client_maps_the_file() {
+    const LEN: usize = (3 << 20) + 5_000;
+    let mut cluster = Cluster::start(3);
+    let mounts = [cluster.mount(), cluster.mount()];
+    fs::write(mounts[0].join("file"), vec![0; LEN]).unwrap();
+    for round in 1..=6_u8 {
+        let (writer, reader) =
+            (&mounts[usize::from(round) % 2], &mounts[usize::from(round + 1) % 2]);
+        // By msync, with the mapping still there; or by nothing but unmapping and closing.
+        let is_synced = round <= 3;
+        let sync = if is_synced { "m.flush()" } else { "m.close(); f.close()" };
+        let write = format!(
+            "import mmap, sys\nf = open('file', 'r+b')\nm = mmap.mmap(f.fileno(), 0)\n\
+             m[:] = bytes([{round}]) * len(m)\n{sync}\nprint('there', flush=True)\nsys.stdin.read()"
+        );
+        let mut child = Command::new("python3")
+            .args(["-c", &write])
+            .current_dir(writer)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "there\n");
+        let read = format!(
+            "import mmap\nf = open('file', 'rb')\nm = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)\n\
+             assert len(m) == {LEN} and m[:] == bytes([{round}]) * {LEN}, m[0]"
+        );
+        run(Command::new("python3").args(["-c", &read]).current_dir(reader));
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success());
+    }
 }
 
 #[test]

@@ -287,6 +287,11 @@ impl File {
         self.state.borrow_mut().held.apply(lock);
     }
 
+    /// A lock is about to be asked for or given up: see [`Held::ask`].
+    pub(crate) fn ask_lock(&self, lock: Lock) {
+        self.state.borrow_mut().held.ask(lock);
+    }
+
     /// Whether anybody holds locks here.
     pub(crate) fn is_locked(&self) -> bool {
         !self.state.borrow().held.is_empty()

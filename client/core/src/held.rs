@@ -37,6 +37,24 @@ impl Held {
         self.0 = kept;
     }
 
+    /// `lock` is about to be asked for. What its owner has of the range counts from now on as what the shard leaves of it at
+    /// least, for another may have the rest before the answer is here: less when it is given up or shared, and nothing when
+    /// flock(2) converts to exclusive, which gives up first.
+    pub(crate) fn ask(&mut self, lock: Lock) {
+        let of_owner = |held: &&Lock| (held.space, held.owner) == (lock.space, lock.owner);
+        let held: Vec<Lock> = self.0.iter().filter(of_owner).copied().collect();
+        for held in held.iter().filter(|held| held.end >= lock.start && held.start <= lock.end) {
+            let kind = match (lock.space, held.kind, lock.kind) {
+                (_, _, LockKind::Unlock) => LockKind::Unlock,
+                (_, LockKind::Write, LockKind::Read) => LockKind::Read,
+                (LockSpace::Flock, LockKind::Read, LockKind::Write) => LockKind::Unlock,
+                _ => continue,
+            };
+            let (start, end) = (held.start.max(lock.start), held.end.min(lock.end));
+            self.apply(Lock { kind, start, end, ..*held });
+        }
+    }
+
     /// Whether `owner` holds anything in `space`.
     pub(crate) fn holds(&self, space: LockSpace, owner: LockOwner) -> bool {
         self.0.iter().any(|lock| lock.space == space && lock.owner == owner)
@@ -121,6 +139,34 @@ mod tests {
             ranges(&held),
             [(0, 4, LockKind::Read), (5, 14, LockKind::Write), (15, 19, LockKind::Read)]
         );
+    }
+
+    #[test]
+    fn what_is_asked_for_leaves_what_the_shard_leaves_at_least() {
+        let mut held = Held::default();
+        held.apply(lock(LockKind::Write, 0, 29, 1));
+        held.apply(lock(LockKind::Write, 0, 29, 2));
+        held.ask(lock(LockKind::Read, 10, 14, 1));
+        held.ask(lock(LockKind::Unlock, 20, 99, 1));
+        // Only what is held is weakened; nothing is taken before it is granted.
+        held.ask(lock(LockKind::Write, 40, 50, 1));
+        held.ask(lock(LockKind::Write, 12, 14, 1));
+        let write = LockKind::Write;
+        assert_eq!(
+            ranges(&held),
+            [(0, 9, write), (0, 29, write), (10, 14, LockKind::Read), (15, 19, write)]
+        );
+        let flock = |kind| Lock { space: LockSpace::Flock, ..lock(kind, 0, u64::MAX, 3) };
+        for (from, to, left) in [
+            (LockKind::Write, LockKind::Write, Some(LockKind::Write)),
+            (LockKind::Write, LockKind::Read, Some(LockKind::Read)),
+            (LockKind::Read, LockKind::Write, None),
+        ] {
+            let mut held = Held::default();
+            held.apply(flock(from));
+            held.ask(flock(to));
+            assert_eq!(held.all().first().map(|lock| lock.kind), left);
+        }
     }
 
     #[test]

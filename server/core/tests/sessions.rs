@@ -2,6 +2,9 @@
 
 mod support;
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use sealfs_proto::{
     Errno, Ino, Lock, LockKind, LockOwner, LockSpace, NodeId, Reply, Request, Sequence,
 };
@@ -88,7 +91,7 @@ fn a_wait_for_a_lock_can_be_cancelled() {
     cluster.run_ms(50);
     let waiting = call.sequence().unwrap();
     let result = support::Pending::default();
-    let sink = std::rc::Rc::clone(&result);
+    let sink = Rc::clone(&result);
     cluster.tasks.spawn(async move { *sink.borrow_mut() = Some(call.await) });
     cluster.run_ms(50);
     let cancel = |waiting: Sequence| Request::LockCancel { ino: file, waiting };
@@ -117,6 +120,39 @@ fn after_a_restart_nothing_is_taken_from_a_session_that_may_come_back() {
     cluster.change(file.shard(), Request::Close { ino: file, opens: 1 }).unwrap();
     cluster.run_ms(500);
     assert!(cluster.stat(file).is_err());
+}
+
+#[test]
+fn who_claims_a_lock_that_is_anothers_loses_the_session_and_so_hears_of_it() {
+    let mut cluster = Cluster::new(Setup { cores: 2, ..Setup::default() });
+    let file = entry(cluster.change(Ino::ROOT.shard(), create(Ino::ROOT, "f", false))).unwrap();
+    let other = cluster.client(9);
+    let lost = Rc::new(RefCell::new(Vec::new()));
+    for client in [0, other] {
+        let claims = move || {
+            vec![sealfs_proto::Claim { ino: file, opens: 0, locks: vec![lock(LockKind::Write)] }]
+        };
+        let lost = Rc::clone(&lost);
+        cluster.clients[client].set_claims(move |_, is_new| {
+            if is_new {
+                lost.borrow_mut().push(client);
+            }
+            if is_new { Vec::new() } else { claims() }
+        });
+        cluster.call(client, NODE, lock_ask(file, LockKind::Unlock, false)).unwrap();
+    }
+    cluster.kill(NODE);
+    cluster.start(NODE);
+    for client in [0, other] {
+        let stat = Ask::read(file.shard(), Request::Stat { ino: file });
+        cluster.call(client, NODE, stat).unwrap();
+    }
+    let lost = lost.borrow().clone();
+    assert_eq!(lost.len(), 1, "one has the lock, the other knows that it has not: {lost:?}");
+    let other = if lost[0] == 0 { other } else { 0 };
+    let refused = cluster.call(lost[0], NODE, lock_ask(file, LockKind::Write, false));
+    assert!(matches!(refused, Err(CallError::Errno(Errno::EAGAIN))), "{refused:?}");
+    cluster.call(other, NODE, lock_ask(file, LockKind::Unlock, false)).unwrap();
 }
 
 #[test]

@@ -4,7 +4,9 @@
 //!    one was granted, sizes are asked for anew.
 //! 2. A wait that was interrupted ends by the shard's word: granted just before, or EINTR. Nobody ends up holding a lock
 //!    that they were told they do not have, or without one that they had before.
-//! 3. What is given up is given up some time, whatever the timeout: a shard never keeps a lock that no program has. Until
+//! 3. What is asked for and not answered yet is claimed after a reconnect as little as the shard may have left of it: a claim
+//!    never contradicts another client's.
+//! 4. What is given up is given up some time, whatever the timeout: a shard never keeps a lock that no program has. Until
 //!    then its owner's next request waits.
 
 use std::cell::RefCell;
@@ -34,12 +36,14 @@ impl Fs {
         let open = self.ready(handle).await?;
         self.sure(&open.file, lock, wait).await?;
         let ino = open.file.ino;
+        let converts = lock.space == LockSpace::Flock && open.file.holds(lock.space, lock.owner);
+        open.file.ask_lock(lock);
         let taken = match wait {
             None => self.ask_done(ino.shard(), Request::Lock { ino, lock, wait: false }).await,
             Some(interrupt) => self.wait_for_lock(&open, lock, interrupt).await,
         };
         if let Err(errno) = taken {
-            if lock.space == LockSpace::Flock && open.file.holds(lock.space, lock.owner) {
+            if converts {
                 // flock(2): a conversion gives up the existing lock first, also if it then fails. Whether the shard has come
                 // that far is made certain.
                 let given_up = Lock { kind: LockKind::Unlock, ..lock };
@@ -86,6 +90,7 @@ impl Fs {
         let _ = self.settle(file).await;
         let ino = file.ino;
         let session = self.session_of(ino);
+        file.ask_lock(lock);
         match self.ask_done(ino.shard(), Request::Lock { ino, lock, wait: false }).await {
             Err(Errno::EIO) if session == self.session_of(ino) => {
                 let unsure = Rc::clone(file).unsure(lock.space, lock.owner);
@@ -104,6 +109,7 @@ impl Fs {
         let ino = file.ino;
         let session = self.session_of(ino);
         for lock in locks {
+            file.ask_lock(lock);
             let set = self.ask_patiently(ino.shard(), Request::Lock { ino, lock, wait: false });
             match set.await {
                 Ok(()) => file.apply_lock(lock),

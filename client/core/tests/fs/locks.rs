@@ -120,6 +120,30 @@ fn a_conversion_of_flock_that_fails_has_given_up_the_lock() {
 }
 
 #[test]
+fn a_lock_that_is_being_given_up_is_not_claimed() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    let fs = world.fs.clone();
+    world.run(async move { fs.lock(handle, lock(LockKind::Write, 4), None).await }).unwrap();
+    world.net.borrow_mut().cut();
+    world.stat(attr.ino).unwrap();
+    let claimed = std::mem::take(&mut world.net.borrow_mut().claims);
+    assert!(claimed.iter().any(|(_, claim)| claim.locks == [lock(LockKind::Write, 4)]));
+    world.net.borrow_mut().hold = Some(|request| matches!(request, Request::Lock { .. }));
+    let fs = world.fs.clone();
+    let given_up =
+        world.start(async move { fs.lock(handle, lock(LockKind::Unlock, 4), None).await });
+    world.pass_ms(10);
+    // The shard may have given it to somebody else by now.
+    world.net.borrow_mut().cut();
+    world.stat(attr.ino).unwrap();
+    assert!(world.net.borrow().claims.iter().all(|(_, claim)| claim.locks.is_empty()));
+    world.net.borrow_mut().release();
+    world.pass_ms(1_000);
+    assert_eq!(given_up.take(), Some(Ok(())));
+}
+
+#[test]
 fn a_lock_is_given_up_after_the_writes_that_were_made_under_it() {
     let mut world = World::new(3);
     let (_, handle) = world.create("a");

@@ -18,6 +18,7 @@ use sealfs_transport::tasks::join_all;
 use sealfs_transport::{CloseReason, Conn, Hello, Peer};
 
 use super::{node, reclaim};
+use crate::locks::Taken;
 use crate::mail::{Answered, Errand, Order, Outcome};
 use crate::memory;
 use crate::world::{Caller, World, errno};
@@ -126,6 +127,9 @@ pub(crate) async fn claim(world: &Rc<World>, order: &Order) -> Outcome {
         // Claims carry no sequence of their own; their session stands where a change has its origin.
         order.origin = Some(claimant(session));
         let outcome = node::everywhere(world, &order).await;
+        if outcome.reply == Err(Status::NoSession) {
+            to_keeper(world, Errand::Leave(session)).await;
+        }
         if outcome.reply.is_err() {
             return outcome;
         }
@@ -145,7 +149,8 @@ fn claimant(session: SessionId) -> Origin {
     Origin { session, sequence: none, watermark: none }
 }
 
-/// What of the claims lies in this core's shards.
+/// What of the claims lies in this core's shards. A client claims no lock that it may have lost. If a lock is another's all the
+/// same the session is over, so that the program is told: one that goes on without its lock mixes up data.
 pub(crate) fn claim_share(world: &Rc<World>, claims: &[Claim], origin: Option<Origin>) -> Outcome {
     let Some(Origin { session, .. }) = origin else { return errno(Errno::EPROTO) };
     for claim in claims.iter().filter(|claim| world.owns(claim.ino.shard())) {
@@ -155,7 +160,11 @@ pub(crate) fn claim_share(world: &Rc<World>, claims: &[Claim], origin: Option<Or
         }
         world.opens.borrow_mut().claim(claim.ino, session, claim.opens);
         for &lock in &claim.locks {
-            let _ = world.locks.borrow_mut().take(claim.ino, session, lock, None);
+            let (taken, _) = world.locks.borrow_mut().take(claim.ino, session, lock, None);
+            if taken != Taken::Granted {
+                tracing::warn!(ino = %claim.ino, session = session.0, "a claimed lock is another's");
+                return Err(Status::NoSession).into();
+            }
         }
     }
     Ok(Reply::Done).into()
