@@ -10,7 +10,6 @@
 
 mod daemon;
 mod fuse;
-mod key;
 mod link;
 mod mount;
 mod options;
@@ -20,14 +19,13 @@ mod status;
 mod sys;
 
 pub use daemon::{Forked, Started, daemonize, default_log};
-pub use key::check_key;
 pub use link::Network;
 pub use mount::{Mount, MountConfig, MountError, POOL_LEN, unmount};
 pub use options::{Consistency, MountOptions};
 pub use point::is_mounted;
 pub use probe::{BULK_LEN, Measured, Probed, ROUND_TRIPS, probe_nodes};
-pub use sealfs_net::{Choice, port_mtu};
-pub use status::{ClusterStatus, MountStatus, Reached, cluster_status, mount_status, read_nodes};
+pub use sealfs_net::{Choice, FileError, port_mtu, read_key, read_nodes};
+pub use status::{ClusterStatus, MountStatus, Reached, cluster_status, mount_status};
 
 /// Whether the bytes are a request as the kernel's FUSE writes it, with `behind` bytes of data that lie elsewhere: what a mount
 /// asks of everything that it reads. For tests of the decoder, whose types are the session's own.

@@ -19,12 +19,12 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use sealfs_client_core::{Fs, Options};
+use sealfs_net::{FileError, read_key};
 use sealfs_proto::{Address, ClusterMap, Ino};
 use sealfs_ring::{Op, Owner};
 use sealfs_transport::{Instant, Key, PayloadBytes, payload_of_process};
 
 use crate::fuse::{Files, Kernel, RETRY_MS, Session, Turn};
-use crate::key::read_key;
 use crate::link::{Link, learn_map};
 use crate::point::{self, InUse};
 use crate::status::encode_page;
@@ -48,6 +48,12 @@ pub struct MountConfig {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct MountError(pub String);
+
+impl From<FileError> for MountError {
+    fn from(error: FileError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// A mount of this process. Dropping it does not unmount.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use sealfs_net::read_key;
 use sealfs_proto::{
     Address, Node, NodeId, Reply, Request, ShardId, Time, TransportKind, limits, nodes,
 };
@@ -14,7 +15,6 @@ use sealfs_transport::tasks::join_all;
 use sealfs_transport::{Answer, Arena, Ask, Bulk, CallError, Calls, Instant};
 
 use crate::MountError;
-use crate::key::read_key;
 use crate::link::{Link, Network, learn_map};
 
 /// A node and how it was to reach.

@@ -10,6 +10,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use sealfs_net::read_key;
 use sealfs_proto::{
     Address, ClusterMap, Node, NodeId, NodeStatus, PeerFigures, Reply, Request, ShardId,
     TransportKind, decode, encode, limits, nodes,
@@ -18,7 +19,6 @@ use sealfs_transport::tasks::join_all;
 use sealfs_transport::{Answer, Ask, CallError, Calls, payload_of_process};
 use wincode::{SchemaRead, SchemaWrite};
 
-use crate::key::read_key;
 use crate::link::{Link, Network, SMALL_POOL_LEN, learn_map};
 use crate::{MountError, point};
 
@@ -216,21 +216,6 @@ const GRACE_MS: u64 = 1_000;
 const PAGES_IN_TIME: u64 = 4;
 /// Pages of one core's peers: connected ones and those that are gone.
 const PAGES_MAX: u32 = (2 * limits::CONNECTIONS_MAX / limits::PEERS_PAGE) as u32;
-
-/// The nodes in `text`: a list, or the path of a file that holds one.
-pub fn read_nodes(text: &str) -> Result<Vec<Node>, MountError> {
-    let list = if nodes::is_list(text) {
-        text.to_string()
-    } else {
-        std::fs::read_to_string(text).map_err(|error| {
-            MountError(format!(
-                "nodes {text:?}: {error}; give `HOST:PORT,...` or a file with such lines"
-            ))
-        })?
-    };
-    let parsed = nodes::parse(&list);
-    Ok(parsed.map_err(|error| MountError(format!("nodes {text:?}: {error}")))?.nodes)
-}
 
 #[cfg(test)]
 mod tests {

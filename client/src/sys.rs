@@ -61,13 +61,7 @@ pub(crate) fn replace(file: &impl AsFd, standard: Standard) -> io::Result<()> {
 
 /// Whether this process may do what root may, as mount(2) sees it first.
 pub(crate) fn is_root() -> bool {
-    user() == 0
-}
-
-/// Who this process acts as.
-pub(crate) fn user() -> u32 {
-    // SAFETY: no arguments, cannot fail.
-    unsafe { libc::geteuid() }
+    rustix::process::geteuid().is_root()
 }
 
 /// mount(2) with options as text.

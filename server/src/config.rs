@@ -3,12 +3,10 @@
 //! [`Settings`] holds words as a person wrote them; [`Settings::resolve`] turns them into a [`Config`], reading the nodes
 //! file and the key file on the way. Every refusal names the setting, the cause and the next step.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use sealfs_net::Choice;
+use sealfs_net::{Choice, FileError, read_key, read_nodes};
 use sealfs_proto::nodes::{self, NodeList};
 use sealfs_proto::{NodeId, TransportKind, limits};
 use sealfs_ring::Poll;
@@ -90,6 +88,12 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);
+
+impl From<FileError> for ConfigError {
+    fn from(error: FileError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 impl Settings {
     /// Reads a TOML file. An unknown field is refused, naming it and those that exist.
@@ -178,45 +182,9 @@ fn required<T>(value: Option<T>, name: &str, what: &str) -> Result<T, ConfigErro
     })
 }
 
-fn read_nodes(argument: &str) -> Result<NodeList, ConfigError> {
-    if nodes::is_list(argument) {
-        return nodes::parse(argument)
-            .map_err(|error| ConfigError(format!("nodes `{argument}`: {}", error.0)));
-    }
-    let path = Path::new(argument);
-    let text = read_text(
-        "nodes file",
-        path,
-        "give --nodes an existing file or a list like 10.0.0.1:7000,10.0.0.2:7000",
-    )?;
-    nodes::parse(&text).map_err(|error| ConfigError(format!("nodes file {argument}: {}", error.0)))
-}
-
 fn read_text(what: &str, path: &Path, next: &str) -> Result<String, ConfigError> {
     fs::read_to_string(path).map_err(|error| {
         ConfigError(format!("cannot read {what} {}: {error}; {next}", path.display()))
-    })
-}
-
-/// Reads a key file. A key that others on the machine can read is no secret.
-fn read_key(path: &Path) -> Result<Key, ConfigError> {
-    let shown = path.display();
-    let wrong = |cause: String| ConfigError(format!("key file {shown}: {cause}"));
-    let make = format!("make one with `sealfs key {shown}`");
-    let file = File::open(path).map_err(|error| wrong(format!("{error}; {make}")))?;
-    let mode = file.metadata().map_err(|error| wrong(error.to_string()))?.mode();
-    if mode & 0o077 != 0 {
-        return Err(wrong(format!(
-            "mode {:03o} lets others use it; run `chmod 600 {shown}`",
-            mode & 0o777
-        )));
-    }
-    let mut text = Vec::new();
-    file.take(KEY_FILE_LEN_MAX).read_to_end(&mut text).map_err(|error| wrong(error.to_string()))?;
-    Key::from_hex(&text).ok_or_else(|| {
-        wrong(format!(
-            "it does not hold 64 hexadecimal digits; copy it from another node, or {make}"
-        ))
     })
 }
 
@@ -320,8 +288,6 @@ fn cores_default() -> Vec<Option<usize>> {
     vec![None; cores]
 }
 
-/// 64 digits and some white space; what lies behind is not a key anyway.
-const KEY_FILE_LEN_MAX: u64 = 4_096;
 /// 128 requests of 1 MiB in flight per core.
 const MEMORY: usize = 128 << 20;
 /// A core must be able to hold a few requests of 1 MiB.
@@ -448,17 +414,6 @@ mod tests {
         ] {
             parts.iter().for_each(|part| assert!(error.contains(part), "{part}: {error}"));
         }
-    }
-
-    #[test]
-    fn a_key_that_is_no_secret_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let refused = |bytes: &[u8], mode| {
-            read_key(&write_key(dir.path(), bytes, mode)).unwrap_err().to_string()
-        };
-        assert!(refused(&[b'7'; 64], 0o640).contains("chmod 600"));
-        assert!(refused(&[b'7'; 63], 0o600).contains("64 hexadecimal digits"));
-        assert!(read_key(&write_key(dir.path(), &[b'7'; 64], 0o400)).is_ok());
     }
 
     #[test]

@@ -12,9 +12,10 @@
 //!    it could not know whether to repeat it. One that ends does not go on (the rule of NFS since it ignores `intr`).
 //! 2. Signals that programs use among their threads or as timers (SIGURG, SIGALRM, SIGCHLD, SIGPROF) end no wait, as on a
 //!    local file system: runtimes would see EINTR from every slow read.
-//! 3. Who cannot be looked up has gone, or lives in another pid namespace: he counts as killed if he got a signal.
+//! 3. Who is not there has gone, or lives in another pid namespace: he counts as killed if he got a signal. If looking fails
+//!    for another reason (no file descriptor is left, say) he waits, and is looked at again.
 
-use std::fs;
+use std::{fs, io};
 
 /// See the module's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,7 @@ impl Fate {
         let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
         match (read("stat"), read("status")) {
             (Ok(stat), Ok(status)) => ending(&stat).unwrap_or_else(|| signalled(&status)),
-            _ if got_signal => Self::Killed,
+            (Err(error), _) | (_, Err(error)) if got_signal && is_gone(&error) => Self::Killed,
             _ => Self::Waits,
         }
     }
@@ -45,6 +46,10 @@ impl Fate {
             Self::Killed => true,
         }
     }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// From /proc/PID/stat, if it is ending.

@@ -118,7 +118,7 @@ fn serve(config: MountConfig, started: Started) -> Result<(), Failure> {
 /// The addresses in `text`: a list, or the path of a file with one.
 pub(crate) fn addresses(text: &str) -> Result<Vec<Address>, Failure> {
     let nodes = sealfs_client::read_nodes(text)?;
-    Ok(nodes.into_iter().flat_map(|node| node.addresses).collect())
+    Ok(nodes.nodes.into_iter().flat_map(|node| node.addresses).collect())
 }
 
 /// mount(8) calls `mount.sealfs NODES MOUNTPOINT [-sfnv] [-N NAMESPACE] [-o LIST] [-t TYPE]`: the same as `sealfs mount`, but

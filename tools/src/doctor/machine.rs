@@ -167,8 +167,8 @@ pub(crate) fn port(listen: &str) -> Finding {
 /// Whether the key file can be used.
 pub(crate) fn key(path: &Path) -> Finding {
     let what = format!("key {}", path.display());
-    match sealfs_client::check_key(path) {
-        Ok(()) => Finding::fine(&what, "readable by its owner only"),
+    match sealfs_client::read_key(path) {
+        Ok(_) => Finding::fine(&what, "readable by its owner only"),
         Err(error) => Finding::unusable(&what, error.to_string(), "see above"),
     }
 }

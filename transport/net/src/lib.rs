@@ -13,6 +13,8 @@
 //! 2. A connection's number carries its transport in the lowest bit, so that nothing needs to be looked up.
 #![forbid(unsafe_code)]
 
+mod files;
+
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +22,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use files::{FileError, read_key, read_nodes};
 use sealfs_proto::{Address, TransportKind};
 use sealfs_rdma::Rdma;
 pub use sealfs_rdma::port_mtu;
