@@ -122,6 +122,7 @@ fn show(line: &str) {
 fn add_payload(image: &Image, place: &Path, root: &Path) -> Outcome {
     let tree = Tree::new(place.to_owned())?;
     tree.copy_all(&scripts(), Path::new("vm"))?;
+    tree.copy_to(&scripts().join("../rxe-setup.sh"), Path::new("vm/rxe-setup.sh"))?;
     run(Command::new("cargo").args(["build", "--release", "--quiet", "-p", "sealfs"]))?;
     let binary = target_directory()?.join("release/sealfs");
     tree.program(&binary)?;
