@@ -253,22 +253,97 @@ fn too_little_locked_memory_is_refused_with_advice() {
     cluster.start_node(0);
 }
 
-/// The guest has another device afterwards: a job of its own, the last one.
+/// What nodes and mounts do when nobody says which transport: RDMA is there, but not at this address.
 #[test]
 #[ignore = "runs in the VM: cargo ci vm"]
-fn transfers_go_on_when_a_device_vanishes_and_another_has_its_address() {
+fn by_default_an_address_without_a_device_is_served_over_tcp() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("mount");
+    fs::create_dir(&mount).unwrap();
+    let local = |verb: &str| {
+        let mut command = Command::new(binary());
+        command.args(["local", verb, "--dir"]).arg(dir.path().join("data"));
+        command
+    };
+    run(local("up").args(["--nodes", "1", "--size", "256M"]).arg(&mount));
+    fs::write(mount.join("file"), "served").unwrap();
+    let peers = peers(&mount);
+    assert!(!peers.is_empty() && peers.iter().all(|peer| peer["transport"] == "tcp"), "{peers:?}");
+    run(&mut local("down"));
+}
+
+#[test]
+#[ignore = "runs in the VM: cargo ci vm"]
+fn status_and_doctor_say_by_what_a_mount_is_connected() {
+    let mut cluster = start(1);
+    let mount = cluster.mount();
+    fs::write(mount.join("file"), pattern(1, 1 << 20)).unwrap();
+    let peers = peers(&mount);
+    let open = |peer: &&serde_json::Value| peer["transport"] == transport().as_str();
+    let peer = peers.iter().find(open).unwrap_or_else(|| panic!("{peers:?}"));
+    if transport() == "rdma" {
+        let known = |name: &str| peer[name].as_u64().unwrap_or_else(|| panic!("{name}: {peer}"));
+        assert_eq!((&peer["device"], known("port")), (&"rxe0".into(), 1), "{peer}");
+        assert!(known("mtu") >= 1_024 && known("rdma_bytes_sent") >= 1 << 20, "{peer}");
+    }
+    let mut doctor = Command::new(binary());
+    doctor.args(["doctor", "--transport", &transport(), "--key"]).arg(cluster.key());
+    let output = doctor.arg(cluster.nodes_file()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{said}");
+    assert!(said.contains("round trip"), "{said}");
+}
+
+#[test]
+#[ignore = "runs in the VM: cargo ci vm"]
+fn memory_lies_in_huge_pages_that_were_set_aside() {
+    const SETTING: &str = "/proc/sys/vm/nr_hugepages";
+    let free = || -> u64 {
+        let text = fs::read_to_string("/proc/meminfo").unwrap();
+        let line = |name: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().parse().unwrap()
+        };
+        line("HugePages_Free:") - line("HugePages_Rsvd:")
+    };
+    fs::write(SETTING, "40").unwrap();
+    let before = free();
+    assert!(before >= 20, "the guest has memory for {before}");
+    let cluster = start(1);
+    assert!(before - free() >= 16, "32 MiB of {before} pages: {} are free", free());
+    drop(cluster);
+    fs::write(SETTING, "0").unwrap();
+}
+
+/// The peers that `sealfs status MOUNTPOINT` shows.
+fn peers(mount: &Path) -> Vec<serde_json::Value> {
+    let output = run(Command::new(binary()).args(["status", "--json"]).arg(mount));
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    status["peers"].as_array().unwrap().clone()
+}
+
+/// Programs go on while the device is replaced by another one, and while it comes back. A job of its own, for removing a device
+/// takes all connections of the guest away.
+#[test]
+#[ignore = "runs in the VM: cargo ci vm"]
+fn transfers_go_on_when_a_device_vanishes_and_when_it_comes_back() {
     let mut cluster = start(3);
     let mount = cluster.mount();
     let writers = writers(&mount);
-    await_files(&mount, 3);
-    // It ends when everyone has let go, and librdmacm lets go of a removed device when it meets another one.
-    let mut removal = Command::new("rdma").args(["link", "delete", "rxe0"]).spawn().unwrap();
-    let replace = "/usr/bin/ip address del 192.0.2.1/24 dev rx0; /usr/bin/ip link add rx1 type dummy; \
-        /usr/bin/ip link set rx1 mtu 4500 up; /usr/bin/ip address add 192.0.2.1/24 dev rx1; \
-        rdma link add rxe1 type rxe netdev rx1";
-    run(Command::new("sh").args(["-euc", replace]));
-    await_files(&mount, 3);
-    assert!(removal.wait().unwrap().success(), "the old device is let go");
+    for (old, from, new, to) in [("rxe0", "rx0", "rxe1", "rx1"), ("rxe1", "rx1", "rxe0", "rx0")] {
+        await_files(&mount, 3);
+        // It ends when everyone has let go, and librdmacm lets go of a removed device when it meets another one.
+        let mut removal = Command::new("rdma").args(["link", "delete", old]).spawn().unwrap();
+        let replace = format!(
+            "/usr/bin/ip address del 192.0.2.1/24 dev {from}; \
+             /usr/bin/ip link show {to} >/dev/null 2>&1 || /usr/bin/ip link add {to} type dummy; \
+             /usr/bin/ip link set {to} mtu 4500 up; /usr/bin/ip address add 192.0.2.1/24 dev {to}; \
+             rdma link add {new} type rxe netdev {to}"
+        );
+        run(Command::new("sh").args(["-euc", &replace]));
+        await_files(&mount, 3);
+        assert!(removal.wait().unwrap().success(), "{old} is let go");
+    }
     let other = cluster.mount();
     assert_kept(writers, &other);
 }

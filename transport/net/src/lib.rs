@@ -108,9 +108,11 @@ pub struct Net {
 }
 
 impl Net {
-    /// The network of the thread whose ring and memory these are. Fails if RDMA was asked for and cannot be had.
+    /// The network of the thread whose ring and memory these are. Fails if RDMA was asked for, be it by naming a device, and
+    /// cannot be had.
     pub fn new(ring: &Ring, pool: &Pool, config: Config) -> Result<Self, NetError> {
         let Config { identity, choice, rdma_device } = config;
+        let device_is_named = rdma_device.is_some();
         let rdma = match choice {
             Choice::Tcp => None,
             Choice::Rdma | Choice::Auto => {
@@ -120,7 +122,7 @@ impl Net {
                 };
                 match Rdma::new(ring, pool, config) {
                     Ok(rdma) => Some(rdma),
-                    Err(cause) if choice == Choice::Rdma => {
+                    Err(cause) if choice == Choice::Rdma || device_is_named => {
                         return Err(NetError(format!(
                             "transport rdma: {cause}; `sealfs doctor --transport rdma` says more, --transport tcp works without"
                         )));
@@ -138,12 +140,18 @@ impl Net {
     }
 
     /// Accepts connections: with TCP at `tcp`, with RDMA at `rdma` (`host:port`), whichever there are; says where with TCP, or
-    /// with RDMA if there is no TCP. `share`: several threads of a node listen there, each for itself.
+    /// with RDMA if there is no TCP. `share`: several threads of a node listen there, each for itself. With [`Choice::Auto`] an
+    /// address that no RDMA device has is served with TCP alone, and the log says so.
     pub fn listen(&self, tcp: &str, rdma: &str, share: bool) -> Result<SocketAddr, NetError> {
         let mut bound = None;
         if let Some(end) = &self.rdma {
-            let at = end.listen(rdma, share).map_err(|error| NetError(error.to_string()))?;
-            bound = Some(at);
+            match end.listen(rdma, share) {
+                Ok(at) => bound = Some(at),
+                Err(cause) if self.tcp.is_some() => {
+                    tracing::warn!(%cause, "served with TCP only; --transport rdma makes this an error");
+                }
+                Err(cause) => return Err(NetError(cause.to_string())),
+            }
         }
         if let Some(end) = &self.tcp {
             let at = end.listen(tcp, share).map_err(|error| NetError(error.to_string()))?;
@@ -300,11 +308,11 @@ mod tests {
     use sealfs_proto::Traffic;
     use sealfs_transport::Key;
 
-    fn net(choice: Choice) -> Result<Net, NetError> {
+    fn net(choice: Choice, device: Option<&str>) -> Result<Net, NetError> {
         let ring = Ring::new(sealfs_ring::Config::default()).unwrap();
         let pool = Pool::new(1 << 20).unwrap();
         let identity = Arc::new(Identity { key: Key::new([1; 32]), serves: None });
-        Net::new(&ring, &pool, Config { identity, choice, rdma_device: Some("none9".into()) })
+        Net::new(&ring, &pool, Config { identity, choice, rdma_device: device.map(Into::into) })
     }
 
     fn address(transport: TransportKind) -> Address {
@@ -313,18 +321,22 @@ mod tests {
 
     #[test]
     fn who_asks_for_rdma_never_gets_tcp() {
-        let error = net(Choice::Rdma).err().unwrap().to_string();
-        assert!(error.starts_with("transport rdma: ") && error.contains("doctor"), "{error}");
+        // By its name, or by a device's.
+        for choice in [Choice::Rdma, Choice::Auto] {
+            let error = net(choice, Some("none9")).err().unwrap().to_string();
+            assert!(error.starts_with("transport rdma: ") && error.contains("doctor"), "{error}");
+        }
     }
 
     #[test]
-    fn auto_without_a_device_is_tcp() {
-        for choice in [Choice::Auto, Choice::Tcp] {
-            let net = net(choice).unwrap();
-            assert_eq!(net.kinds(), [TransportKind::Tcp]);
-            assert!(net.reaches(&address(TransportKind::Tcp)));
-            assert!(!net.reaches(&address(TransportKind::Rdma)));
-        }
+    fn auto_is_tcp_where_there_is_nothing_else() {
+        let tcp = net(Choice::Tcp, None).unwrap();
+        assert_eq!(tcp.kinds(), [TransportKind::Tcp]);
+        assert!(!tcp.reaches(&address(TransportKind::Rdma)));
+        // The machine may have RDMA; no device has this address, and TCP is served all the same.
+        let auto = net(Choice::Auto, None).unwrap();
+        assert!(auto.reaches(&address(TransportKind::Tcp)));
+        assert!(auto.listen("127.0.0.1:0", "127.0.0.1:0", false).is_ok());
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! A thread's connections: who is connected, who is being connected, who has had too long, who is silent.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use sealfs_proto::{Path, RdmaPath, Traffic, TransportKind, limits};
-use sealfs_ring::File;
+use sealfs_ring::{File, Resolver};
 use sealfs_transport::handshake::{Exchange, Nonce};
 use sealfs_transport::{
     Bulk, CloseReason, Conn, Event, Figures, Frame, Hello, Identity, Instant, Region,
@@ -34,6 +34,7 @@ pub(crate) struct Endpoint {
     keepalive_ms: u64,
     /// Whether the thread ever sleeps: then the provider wakes it.
     sleeps: bool,
+    resolver: Resolver,
     slots: Vec<Option<Box<Connection>>>,
     free: Vec<usize>,
     /// Connections made so far.
@@ -73,6 +74,7 @@ impl Endpoint {
             handshake_ms,
             keepalive_ms,
             sleeps,
+            resolver: Resolver::default(),
             slots: Vec::new(),
             free: Vec::new(),
             count: 0,
@@ -93,7 +95,9 @@ impl Endpoint {
     }
 
     pub(crate) fn listen(&mut self, address: &str, share: bool) -> Result<SocketAddr, Failure> {
-        let found = look_up(address)
+        let found = self
+            .resolver
+            .look_up(address)
             .map_err(|why| Failure(format!("cannot listen on {address}: {why}")))?;
         self.verbs.listen(found[0], share)
     }
@@ -149,7 +153,7 @@ impl Endpoint {
 
     pub(crate) fn connect(&mut self, address: &str, hello: Hello) -> Conn {
         let greeted = Exchange::connect(&self.identity.key, hello, nonce());
-        let found = look_up(address);
+        let found = self.resolver.look_up(address).map_err(|error| error.to_string());
         let conn = self.new_conn();
         match found {
             Ok(found) if slot_of(conn) < SLOTS_MAX => {
@@ -365,7 +369,11 @@ impl Endpoint {
                 let link = connection.link.expect("dialing gives a link");
                 self.links.insert(link, slot);
             }
-            Err(why) => self.fail(slot, why),
+            Err(why) => {
+                // What the name meant leads nowhere.
+                self.resolver.refresh(&connection.address);
+                self.fail(slot, why);
+            }
         }
     }
 
@@ -501,16 +509,6 @@ impl Endpoint {
             }
         }
     }
-}
-
-/// The socket addresses of `host:port`. A host name is looked up here and now, which blocks.
-fn look_up(address: &str) -> Result<Vec<SocketAddr>, String> {
-    if let Ok(address) = address.parse() {
-        return Ok(vec![address]);
-    }
-    let found: Vec<SocketAddr> =
-        address.to_socket_addrs().map_err(|error| error.to_string())?.collect();
-    if found.is_empty() { Err("the name has no address".into()) } else { Ok(found) }
 }
 
 fn slot_of(conn: Conn) -> usize {

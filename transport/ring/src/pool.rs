@@ -20,7 +20,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 use sealfs_proto::limits;
 use sealfs_transport::{Arena, Memory, Region};
 
@@ -86,13 +86,9 @@ impl Pool {
         let len: usize = sizes.iter().map(|(slot_len, slots)| slots * slot_len).sum();
         let stride = if count > 1 { len.next_multiple_of(HUGE_PAGE) } else { len };
         let whole = stride * count;
-        let map = MmapOptions::new().len(whole).map_anon().map_err(|error| {
+        let map = map(whole).map_err(|error| {
             io::Error::new(error.kind(), format!("cannot map {whole} bytes of memory: {error}"))
         })?;
-        // Huge pages are an offer of the kernel; without them everything works the same.
-        if let Err(error) = map.advise(Advice::HugePage) {
-            tracing::debug!(%error, "no huge pages for the arena");
-        }
         let map = Arc::new(MmapRaw::from(map));
         let part = |number: usize| {
             let (map, start) = (Arc::clone(&map), number * stride);
@@ -164,6 +160,24 @@ impl Class {
         let before = self.free[slot / 64].fetch_or(bit, Ordering::Release);
         assert!(before & bit == 0, "a slot that is given back was taken");
     }
+}
+
+/// Maps `len` bytes: in huge pages, if the administrator has set enough of them aside (they are the NIC's and the processor's
+/// cheapest to translate), else in ordinary ones that the kernel may join.
+fn map(len: usize) -> io::Result<MmapMut> {
+    if len >= HUGE_PAGE {
+        let whole = len.next_multiple_of(HUGE_PAGE);
+        let bits = HUGE_PAGE.trailing_zeros() as u8;
+        match MmapOptions::new().len(whole).huge(Some(bits)).map_anon() {
+            Ok(map) => return Ok(map),
+            Err(error) => tracing::debug!(%error, whole, "no huge pages are set aside"),
+        }
+    }
+    let map = MmapOptions::new().len(len).map_anon()?;
+    if let Err(error) = map.advise(Advice::HugePage) {
+        tracing::debug!(%error, "the kernel joins no pages of the arena");
+    }
+    Ok(map)
 }
 
 /// A part's classes, one behind the other.

@@ -6,13 +6,12 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
 use sealfs_proto::{Traffic, limits};
-use sealfs_ring::{Completion, File, Op, Owner, Ring};
+use sealfs_ring::{Completion, File, Op, Owner, Resolver, Ring};
 use sealfs_transport::handshake::{Accepting, Greeted, Nonce};
 use sealfs_transport::{Bulk, CloseReason, Conn, Event, Figures, Frame, Hello, Instant, Region};
 
 use crate::Config;
 use crate::connection::{Attempt, Connection, cause};
-use crate::resolve::Resolver;
 
 /// Connections that were accepted and have not finished their handshake. At this many, further ones wait in the kernel's
 /// backlog: who connects and stays silent costs little and holds others up for [`Config::handshake_ms`] at most.

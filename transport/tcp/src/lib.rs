@@ -28,7 +28,6 @@ mod connection;
 mod endpoint;
 mod inbox;
 mod outbox;
-mod resolve;
 
 use std::cell::RefCell;
 use std::io;

@@ -113,7 +113,9 @@ impl Connection {
             let count = outgoing.push.len().min(pieces);
             let source: Vec<Slice> = outgoing.push.drain(..count).collect();
             let target = outgoing.target;
-            outgoing.target.address += source.iter().map(|slice| slice.len() as u64).sum::<u64>();
+            let len = source.iter().map(|slice| slice.len() as u64).sum();
+            // The peer said where; what lies nowhere its adapter refuses.
+            outgoing.target.address = outgoing.target.address.wrapping_add(len);
             chain.push(Work::Write { source, target });
         }
         let Outgoing { header, body, encoded, at, .. } = outgoing;

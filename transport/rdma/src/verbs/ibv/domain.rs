@@ -69,6 +69,8 @@ pub(super) struct Caps {
     pub(super) pieces_max: usize,
     pub(super) completions_max: usize,
     pub(super) buffers_max: usize,
+    /// Bytes of one registration.
+    pub(super) region_max: u64,
     /// Reads in flight: issued, and served to a peer.
     pub(super) reads_issued_max: u8,
     pub(super) reads_served_max: u8,
@@ -237,6 +239,15 @@ impl Domain {
         let locked = alive.iter().map(|known| known.len).sum();
         let lockable = Lockable::by_this_process();
         lockable.check(len, locked)?;
+        // Some drivers do not say.
+        if self.caps.region_max > 0 && len as u64 > self.caps.region_max {
+            return Err(Failure(format!(
+                "device {}: it registers at most {} MiB at once, and {} are needed: give less --memory",
+                self.name,
+                self.caps.region_max >> 20,
+                len >> 20
+            )));
+        }
         // SAFETY: start..start + len is the pool's mapping, which the registration keeps alive until it is undone.
         let raw = unsafe { ibv_reg_mr(self.raw_pd(), start.cast(), len, flags.0 as libc::c_int) };
         let raw = NonNull::new(raw).ok_or_else(|| {
@@ -420,6 +431,7 @@ impl Context {
             pieces_max: number(attr.max_sge).max(1),
             completions_max: number(attr.max_cqe),
             buffers_max: number(attr.max_srq_wr),
+            region_max: attr.max_mr_size,
             reads_issued_max: small(attr.max_qp_init_rd_atom),
             reads_served_max: small(attr.max_qp_rd_atom),
         })

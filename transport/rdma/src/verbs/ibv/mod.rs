@@ -107,7 +107,8 @@ struct Open {
 
 /// The connection manager's descriptor.
 const CHANNEL: u64 = 0;
-/// Connections of one thread over one device.
+/// Connections of one thread over one device: with all their windows they fit into a shared receive queue of 32,767 buffers,
+/// which is what common adapters have.
 const LINKS_MAX: usize = 1_024;
 /// Messages whose memory is made at once.
 const BLOCK: usize = 512;

@@ -66,8 +66,11 @@ const UNTOLD_MAX: usize = 16;
 /// 4.096 us * 2^18 = 1.07 s until a packet is sent again; seven times.
 const ACK_TIMEOUT: u8 = 18;
 const RETRIES: u8 = 7;
-/// Windows rule "receiver not ready" out; should it happen, the sender waits 0.64 ms each time, and gives up.
+/// Windows rule "receiver not ready" out among those who keep them. Somebody without the key may use up the shared receive
+/// queue before it is found out: then the others wait, 0.64 ms each time, for as long as it takes. A peer that is never
+/// ready is silent, and what is silent is given up.
 const READY_TIMER: u8 = 12;
+const READY_TRIES_WITHOUT_END: u8 = 7;
 
 impl QueuePair {
     /// A queue pair on `device` for `id`, ready to be told of the peer. `began`: this end connects.
@@ -146,7 +149,7 @@ impl QueuePair {
         self.modify(id, ibv_qp_state::IBV_QPS_RTS, |attr, mask| {
             attr.max_rd_atomic = reads.issued;
             attr.timeout = ACK_TIMEOUT;
-            (attr.retry_cnt, attr.rnr_retry) = (RETRIES, RETRIES - 1);
+            (attr.retry_cnt, attr.rnr_retry) = (RETRIES, READY_TRIES_WITHOUT_END);
             *mask |= ibv_qp_attr_mask::IBV_QP_MAX_QP_RD_ATOMIC.0
                 | ibv_qp_attr_mask::IBV_QP_TIMEOUT.0
                 | ibv_qp_attr_mask::IBV_QP_RETRY_CNT.0

@@ -12,7 +12,7 @@ use std::thread;
 
 /// Addresses that were looked up. Numbers need no look-up.
 #[derive(Debug, Default)]
-pub(crate) struct Resolver(Arc<Mutex<Names>>);
+pub struct Resolver(Arc<Mutex<Names>>);
 
 #[derive(Debug, Default)]
 struct Names {
@@ -29,7 +29,7 @@ const KNOWN_MAX: usize = 2 * sealfs_proto::limits::NODES_MAX;
 
 impl Resolver {
     /// The addresses of `text`, at least one. The error says what to do. Blocks when a name is asked for the first time.
-    pub(crate) fn look_up(&self, text: &str) -> io::Result<Vec<SocketAddr>> {
+    pub fn look_up(&self, text: &str) -> io::Result<Vec<SocketAddr>> {
         if let Ok(address) = text.parse() {
             return Ok(vec![address]);
         }
@@ -46,7 +46,7 @@ impl Resolver {
     }
 
     /// Has the resolver asked again, for what it said leads nowhere. Does not wait for it.
-    pub(crate) fn refresh(&self, text: &str) {
+    pub fn refresh(&self, text: &str) {
         let is_name = text.parse::<SocketAddr>().is_err();
         if !is_name || !self.names().asked.insert(text.to_owned()) {
             return;
