@@ -24,7 +24,9 @@ pub use mount::{Mount, MountConfig, MountError, POOL_LEN, unmount};
 pub use options::{Consistency, MountOptions};
 pub use point::is_mounted;
 pub use probe::{BULK_LEN, Measured, Probed, ROUND_TRIPS, probe_nodes};
-pub use sealfs_net::{Choice, FileError, port_mtu, read_key, read_nodes};
+pub use sealfs_net::{
+    Choice, FileError, Libraries, libraries, memory_beside_arena, port_mtu, read_key, read_nodes,
+};
 pub use status::{ClusterStatus, MountStatus, Reached, cluster_status, mount_status};
 
 /// Whether the bytes are a request as the kernel's FUSE writes it, with `behind` bytes of data that lie elsewhere: what a mount

@@ -25,7 +25,7 @@ use std::time::Duration;
 pub use files::{FileError, read_key, read_nodes};
 use sealfs_proto::{Address, TransportKind};
 use sealfs_rdma::Rdma;
-pub use sealfs_rdma::port_mtu;
+pub use sealfs_rdma::{Libraries, libraries, memory_beside_arena, port_mtu};
 use sealfs_ring::{Completion, Owner, Pool, Ring};
 use sealfs_tcp::Tcp;
 use sealfs_transport::{

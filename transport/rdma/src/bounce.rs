@@ -18,7 +18,7 @@ pub(crate) struct Bounce {
 }
 
 /// Bytes of each kind: a few of the largest payloads.
-const LEN: usize = 8 << 20;
+pub(crate) const LEN: usize = 8 << 20;
 
 impl Bounce {
     /// A registered region of `len` bytes; `None`: there is none at present.

@@ -65,6 +65,37 @@ pub fn port_mtu(device: &str, port: u8) -> Option<(u32, u32)> {
     }
 }
 
+/// What the verbs libraries of a machine can do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Libraries {
+    /// Those that are not installed.
+    pub missing: Vec<&'static str>,
+    /// The devices for which there is a provider.
+    pub devices: Vec<String>,
+}
+
+/// What this machine's libraries can do. `None`: this program was built without RDMA.
+#[must_use]
+pub fn libraries() -> Option<Libraries> {
+    #[cfg(feature = "rdma")]
+    return Some(verbs::ibv::libraries());
+    #[cfg(not(feature = "rdma"))]
+    None
+}
+
+/// Bytes that an endpoint with so many connections registers with a device beside its arena, at most: messages, and memory
+/// to copy through.
+#[must_use]
+pub const fn memory_beside_arena(connections: usize) -> usize {
+    #[cfg(feature = "rdma")]
+    return verbs::ibv::message_memory(connections) + 2 * bounce::LEN;
+    #[cfg(not(feature = "rdma"))]
+    {
+        let _ = connections;
+        2 * bounce::LEN
+    }
+}
+
 /// What an endpoint needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -58,15 +58,16 @@ pub(super) struct CmEvent {
     pub(super) reads: Reads,
 }
 
+/// What [`Channel::new`] fails with if there is no librdmacm.
+pub(super) const NOT_INSTALLED: &str = "librdmacm.so.1 is not installed: install rdma-core (Debian: librdmacm1), or use --transport tcp";
+
 impl Channel {
     pub(super) fn new() -> Result<Self, Failure> {
         // SAFETY: no arguments; the result is checked.
         let raw = NonNull::new(unsafe { rdma_create_event_channel() }).ok_or_else(|| {
             let error = io::Error::last_os_error();
             Failure(match error.raw_os_error() {
-                Some(libc::EOPNOTSUPP) => "librdmacm.so.1 is not installed: install rdma-core (Debian: librdmacm1), or use \
-                                           --transport tcp"
-                    .into(),
+                Some(libc::EOPNOTSUPP) => NOT_INSTALLED.into(),
                 Some(libc::EACCES | libc::EPERM) => "this process may not open /dev/infiniband/rdma_cm: check its owner and \
                                                      mode"
                     .into(),

@@ -103,6 +103,10 @@ unsafe impl Send for Registration {}
 // SAFETY: as above.
 unsafe impl Sync for Registration {}
 
+/// What [`names`] fails with if there is no libibverbs.
+pub(super) const NOT_INSTALLED: &str = "libibverbs.so.1 is not installed: install rdma-core (Debian: ibverbs-providers, \
+                                        libibverbs1, librdmacm1), or use --transport tcp";
+
 /// Every device that this process has open.
 static OPEN: Mutex<Vec<Weak<Domain>>> = Mutex::new(Vec::new());
 
@@ -114,11 +118,7 @@ pub(super) fn names() -> Result<Vec<(String, bool)>, Failure> {
     if list.is_null() {
         let error = io::Error::last_os_error();
         return Err(Failure(match error.raw_os_error() {
-            Some(libc::EOPNOTSUPP) => {
-                "libibverbs.so.1 is not installed: install rdma-core (Debian: ibverbs-providers, libibverbs1, librdmacm1), \
-                 or use --transport tcp"
-                    .into()
-            }
+            Some(libc::EOPNOTSUPP) => NOT_INSTALLED.into(),
             Some(libc::ENOSYS) => {
                 "this kernel has no RDMA: load the module of the device and ib_uverbs (`modprobe ib_uverbs`), or use \
                  --transport tcp"

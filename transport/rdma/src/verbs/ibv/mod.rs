@@ -46,11 +46,31 @@ use super::{
     Access, Facts, Failure, Fault, Happening, Limits, Link, Loan, MESSAGE_LEN, Remote, Verbs,
     WINDOW, Work,
 };
+use crate::Libraries;
 
 /// The MTU that a device's port uses, and the largest that it could use, bytes of payload. `None`: it cannot be asked.
 #[must_use]
 pub fn port_mtu(device: &str, port: u8) -> Option<(u32, u32)> {
     domain::port_mtu(device, port)
+}
+
+/// What the libraries of this machine can do. Opens no device.
+#[must_use]
+pub fn libraries() -> Libraries {
+    let devices = domain::names();
+    let without =
+        |error: Option<Failure>, text: &str| error.is_some_and(|Failure(why)| why == text);
+    let verbs = without(devices.clone().err(), domain::NOT_INSTALLED).then_some("libibverbs.so.1");
+    let manager = without(Channel::new().err(), cm::NOT_INSTALLED).then_some("librdmacm.so.1");
+    let devices = devices.unwrap_or_default().into_iter().map(|(name, _)| name).collect();
+    Libraries { missing: verbs.into_iter().chain(manager).collect(), devices }
+}
+
+/// Bytes that messages of so many connections occupy on one device at most: windows both ways, in whole blocks.
+#[must_use]
+pub const fn message_memory(connections: usize) -> usize {
+    let messages = connections * 2 * WINDOW as usize + SPARE;
+    messages.div_ceil(BLOCK) * BLOCK * MESSAGE_LEN
 }
 
 /// The provider. Dropped, it ends its connections; peers are told.
