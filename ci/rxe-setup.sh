@@ -24,4 +24,21 @@ linux-image-amd64, not -cloud-; on Ubuntu linux-modules-extra-$(uname -r)), thos
 modprobe -a ib_uverbs rdma_ucm
 rdma link show | grep -q "netdev $netdev " || rdma link add $name type rxe netdev "$netdev"
 rdma link show
-echo "ready; \`sealfs doctor --transport rdma\` checks the rest (libraries: rdma-core, ibverbs-providers, librdmacm1)"
+
+# The libraries, where it can be told: a VM's busybox has no ldconfig.
+if command -v ldconfig >/dev/null; then
+    missing=
+    for library in libibverbs.so.1 librdmacm.so.1; do
+        ldconfig -p | grep -q "$library " || missing="$missing $library"
+    done
+    # Providers lie in a directory beside libibverbs, by the name of their driver.
+    verbs=$(ldconfig -p | sed -n 's/.*libibverbs\.so\.1 .*=> //p')
+    provider=
+    for path in $verbs; do
+        ls "${path%/*}"/libibverbs/librxe-rdmav*.so >/dev/null 2>&1 && provider=$path
+    done
+    [ -n "$provider" ] || missing="$missing librxe"
+    [ -z "$missing" ] || fail "the device is there, but not the libraries:$missing; run
+\`apt install rdma-core ibverbs-providers librdmacm1\`, elsewhere install rdma-core"
+fi
+echo "ready; \`sealfs doctor --transport rdma\` checks the rest"

@@ -1,7 +1,8 @@
 //! The one binary: `sealfs <verb>`, one file per verb in `cmd/`.
 //!
 //! A verb parses, calls a library, prints. Exit status 0: done; 1: an error, whose text names the thing, the cause and
-//! the next step; 2: the command line is wrong (`doctor` has its own, see there). Called as `mount.sealfs` it speaks mount(8)'s helper convention.
+//! the next step; 2: the command line is wrong (`doctor`: 1 is degraded, 2 unusable or a wrong command
+//! line). Called as `mount.sealfs` it speaks mount(8)'s helper convention.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let done = |()| ExitCode::SUCCESS;
     let result = match cli.verb {
-        Verb::Doctor(args) => cmd::doctor::run(&args),
+        Verb::Doctor(args) => Ok(cmd::doctor::run(&args)),
         Verb::Serve(args) => cmd::serve::run(args).map(done),
         Verb::Mount(args) => cmd::mount::run(args).map(done),
         Verb::Umount(args) => cmd::umount::run(&args).map(done),

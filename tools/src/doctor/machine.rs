@@ -1,14 +1,14 @@
 //! What sealfs needs of any machine: FUSE, io_uring, limits, memory, a key, a port.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::ToSocketAddrs;
 use std::path::Path;
 
 use super::{Finding, Root};
 
-/// Looks at the machine. `needs_pinned`: bytes that a transport will pin (0: none).
-pub(crate) fn findings(root: &Root, needs_pinned: u64) -> Vec<Finding> {
-    let mut found = vec![
+/// Looks at the machine.
+pub(crate) fn findings(root: &Root) -> Vec<Finding> {
+    vec![
         kernel(root),
         fuse(root),
         fuse_uring(root),
@@ -16,9 +16,7 @@ pub(crate) fn findings(root: &Root, needs_pinned: u64) -> Vec<Finding> {
         files(root),
         huge_pages(root),
         clock(root),
-    ];
-    found.extend((needs_pinned > 0).then(|| memlock(root, needs_pinned)));
-    found
+    ]
 }
 
 fn kernel(root: &Root) -> Finding {
@@ -67,11 +65,28 @@ fn io_uring(root: &Root) -> Finding {
             "run `sysctl -w kernel.io_uring_disabled=0`",
         ),
         Ok(_) => Finding::fine("io_uring", "works"),
-        Err(error) => Finding::unusable(
-            "io_uring",
-            error.to_string(),
-            "run `sysctl -w kernel.io_uring_disabled=0`; in a container allow the io_uring_* system calls",
-        ),
+        Err(error) => {
+            let next = io_uring_next(&error, disabled.as_deref());
+            Finding::unusable("io_uring", error.to_string(), next)
+        }
+    }
+}
+
+/// What to do about an io_uring that cannot be had. A seccomp profile and the sysctl both show as EPERM.
+fn io_uring_next(error: &io::Error, disabled: Option<&str>) -> &'static str {
+    match (error.kind(), disabled) {
+        (ErrorKind::OutOfMemory, _) => {
+            "run `ulimit -l unlimited`, or set LimitMEMLOCK=infinity in the unit"
+        }
+        (ErrorKind::InvalidInput, _) => "boot Linux 6.1 or newer",
+        (ErrorKind::PermissionDenied, Some("1" | "2")) => {
+            "run `sysctl -w kernel.io_uring_disabled=0`"
+        }
+        (ErrorKind::PermissionDenied | ErrorKind::Unsupported, _) => {
+            "in a container allow io_uring_setup, io_uring_enter and io_uring_register in its seccomp profile (docs/rdma.md, \
+             Containers)"
+        }
+        _ => "see `dmesg`",
     }
 }
 
@@ -88,6 +103,17 @@ fn files(root: &Root) -> Finding {
 }
 
 fn huge_pages(root: &Root) -> Finding {
+    let set_aside = |name: &str| -> u64 {
+        let text = root.text(&format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}"));
+        text.and_then(|text| text.parse().ok()).unwrap_or(0)
+    };
+    let (all, free) = (set_aside("nr_hugepages"), set_aside("free_hugepages"));
+    if all > 0 {
+        return Finding::fine(
+            "huge pages",
+            format!("{all} of 2 MiB are set aside, {free} are free"),
+        );
+    }
     let transparent = root.text("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
     if transparent.contains("[never]") || transparent.is_empty() {
         return Finding::degraded(
@@ -115,7 +141,25 @@ fn clock(root: &Root) -> Finding {
     }
 }
 
-fn memlock(root: &Root, needed: u64) -> Finding {
+/// What a process registers with RDMA devices, of which the kernel pins all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pinned {
+    /// A mount's `--memory`, or a node's times its cores.
+    pub(crate) arena: u64,
+    /// Peers that it is connected with.
+    pub(crate) peers: usize,
+}
+
+/// Whether so much may be pinned.
+pub(crate) fn memlock(root: &Root, pinned: Pinned) -> Finding {
+    let Pinned { arena, peers } = pinned;
+    let beside = sealfs_client::memory_beside_arena(peers) as u64;
+    let needed = arena.saturating_add(beside);
+    let counted = format!(
+        "{} MiB of --memory, and {} MiB at most for messages with {peers} peers",
+        arena >> 20,
+        beside >> 20
+    );
     let what = "RLIMIT_MEMLOCK";
     if may_lock_any(root) {
         return Finding::fine(what, "does not bind this process (CAP_IPC_LOCK)");
@@ -123,10 +167,13 @@ fn memlock(root: &Root, needed: u64) -> Finding {
     match limit(root, "Max locked memory") {
         Some(limit) if limit < needed => Finding::unusable(
             what,
-            format!("{} KiB, but {} KiB are registered", limit >> 10, needed >> 10),
+            format!("{} KiB, but {} KiB are pinned: {counted}", limit >> 10, needed >> 10),
             "run `ulimit -l unlimited`; LimitMEMLOCK=infinity in a unit; PropagateResourceLimitsExcept=MEMLOCK in slurm.conf",
         ),
-        Some(limit) => Finding::fine(what, format!("{} KiB", limit >> 10)),
+        Some(limit) => Finding::fine(
+            what,
+            format!("{} KiB, enough for {counted}; a node pins as much for each core", limit >> 10),
+        ),
         None => Finding::fine(what, "unlimited"),
     }
 }
@@ -169,7 +216,7 @@ pub(crate) fn key(path: &Path) -> Finding {
     let what = format!("key {}", path.display());
     match sealfs_client::read_key(path) {
         Ok(_) => Finding::fine(&what, "readable by its owner only"),
-        Err(error) => Finding::unusable(&what, error.to_string(), "see above"),
+        Err(error) => Finding::unusable(&what, error.to_string(), KEY_NEXT),
     }
 }
 
@@ -178,6 +225,8 @@ const KERNEL_MIN: (u32, u32) = (6, 1);
 /// Connections of a large job's clients, and files.
 const FILES_MIN: u64 = 4_096;
 const CAP_IPC_LOCK: u32 = 14;
+const KEY_NEXT: &str = "give with --key a copy of the cluster's key file (64 hexadecimal digits) that belongs to you or \
+                        root, with mode 600";
 /// Who keeps clocks, and what shows that he runs.
 const KEEPERS: [(&str, &str); 4] = [
     ("chrony", "/run/chrony"),
@@ -227,22 +276,81 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_are_set_aside_or_transparent() {
+        const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+        const ALL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+        let off = (SWITCH, "always madvise [never]\n");
+        let (_dir, root) = machine(&[off, (ALL, "0\n")]);
+        assert_eq!(huge_pages(&root).verdict, Verdict::Degraded);
+        let (_dir, root) = machine(&[off, (ALL, "128\n")]);
+        let found = huge_pages(&root);
+        assert!(found.verdict == Verdict::Fine && found.text.starts_with("128"), "{found:?}");
+        let (_dir, root) = machine(&[(SWITCH, "always [madvise] never\n")]);
+        assert_eq!(huge_pages(&root).verdict, Verdict::Fine);
+    }
+
+    #[test]
     fn locked_memory_binds_unless_the_process_may_lock_any() {
         let limits =
             "Limit  Soft Limit  Hard Limit  Units\nMax locked memory  8388608  8388608  bytes\n";
         let nobody = "Name:\tx\nCapEff:\t0000000000000000\n";
         let (_dir, root) = machine(&[("/proc/self/limits", limits), ("/proc/self/status", nobody)]);
-        let found = memlock(&root, 128 << 20);
+        let of = |arena| Pinned { arena, peers: 2 };
+        let found = memlock(&root, of(128 << 20));
         assert_eq!(found.verdict, Verdict::Unusable);
-        assert!(found.text.contains("8192 KiB") && found.next.contains("ulimit -l"), "{found:?}");
-        assert_eq!(memlock(&root, 1 << 20).verdict, Verdict::Fine);
+        for part in ["8192 KiB", "128 MiB of --memory", "2 peers"] {
+            assert!(found.text.contains(part), "{part}: {found:?}");
+        }
+        assert!(found.next.contains("ulimit -l"), "{found:?}");
         let root_user = "CapEff:\t000001ffffffffff\n";
         let (_dir, root) =
             machine(&[("/proc/self/limits", limits), ("/proc/self/status", root_user)]);
-        assert_eq!(memlock(&root, 128 << 20).verdict, Verdict::Fine);
+        assert_eq!(memlock(&root, of(128 << 20)).verdict, Verdict::Fine);
         let unlimited = "Max locked memory  unlimited  unlimited  bytes";
         let (_dir, root) = machine(&[("/proc/self/limits", unlimited)]);
-        assert_eq!(memlock(&root, 128 << 20).verdict, Verdict::Fine);
+        assert_eq!(memlock(&root, of(128 << 20)).verdict, Verdict::Fine);
+    }
+
+    #[test]
+    fn a_limit_of_the_arena_alone_is_too_little_and_with_messages_it_is_enough() {
+        let arena = 256 << 20;
+        let pinned = |peers, limit: u64| {
+            let limits = format!("Max locked memory  {limit}  {limit}  bytes\n");
+            let (_dir, root) = machine(&[("/proc/self/limits", &limits)]);
+            memlock(&root, Pinned { arena, peers })
+        };
+        let beside = sealfs_client::memory_beside_arena(1) as u64;
+        assert_eq!(pinned(1, arena).verdict, Verdict::Unusable);
+        assert_eq!(pinned(1, arena + beside - 1).verdict, Verdict::Unusable);
+        let found = pinned(1, arena + beside);
+        assert!(
+            found.verdict == Verdict::Fine && found.text.contains("for each core"),
+            "{found:?}"
+        );
+        assert_eq!(
+            pinned(100, arena + beside).verdict,
+            Verdict::Unusable,
+            "more peers, more messages"
+        );
+    }
+
+    #[test]
+    fn what_to_do_about_io_uring_follows_from_what_the_kernel_said() {
+        let next = |code, disabled| io_uring_next(&io::Error::from_raw_os_error(code), disabled);
+        let [perm, memory, invalid, absent] = [1, 12, 22, 38];
+        assert!(next(memory, Some("0")).contains("ulimit -l"));
+        assert!(next(perm, Some("2")).contains("io_uring_disabled=0"));
+        for seccomp in [next(perm, Some("0")), next(perm, None), next(absent, Some("0"))] {
+            assert!(seccomp.contains("seccomp"), "{seccomp}");
+        }
+        assert!(next(invalid, Some("0")).contains("6.1"));
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_used_says_what_to_give() {
+        let found = key(Path::new("/nowhere/key"));
+        assert_eq!(found.verdict, Verdict::Unusable);
+        assert!(found.next.contains("--key") && found.next.contains("600"), "{found:?}");
     }
 
     #[test]

@@ -11,16 +11,25 @@ pub(crate) fn findings(probed: &[Probed]) -> Vec<Finding> {
     probed.iter().flat_map(of_node).collect()
 }
 
+/// Why no node could be probed. `cause`: as the client says it, which sends whoever lacks RDMA here.
+pub(crate) fn unreached(cause: &str) -> Finding {
+    match cause.strip_prefix("transport rdma: ") {
+        Some(cause) => {
+            let cause = cause.split("; `sealfs doctor").next().unwrap_or(cause);
+            let next =
+                "see what the findings of rdma say, and `dmesg`; --transport tcp works without";
+            Finding::unusable("cluster", format!("RDMA does not work here: {cause}"), next)
+        }
+        None => Finding::unusable("cluster", cause, NEXT),
+    }
+}
+
 fn of_node(node: &Probed) -> Vec<Finding> {
     let what = format!("node {} at {}", node.id, node.address);
     let measured = match &node.result {
         Ok(measured) => measured,
         Err(cause) => {
-            return vec![Finding::unusable(
-                &what,
-                cause,
-                "see that `sealfs serve` runs there, and that no firewall stands between",
-            )];
+            return vec![Finding::unusable(&what, cause, NEXT)];
         }
     };
     let transport = node.transport.map_or_else(|| "?".into(), |kind| kind.to_string());
@@ -52,6 +61,8 @@ fn rate(time: Duration) -> String {
     format!("{:.1} ms ({:.0} MiB/s)", seconds * 1e3, (BULK_LEN >> 20) as f64 / seconds)
 }
 
+/// What to do about a node that does not answer.
+const NEXT: &str = "see that `sealfs serve` runs there with the transport that is used here, and that no firewall stands between";
 /// Programs like make compare times of files that different clients wrote.
 const CLOCKS_APART_MS: u64 = 500;
 
@@ -59,6 +70,7 @@ const CLOCKS_APART_MS: u64 = 500;
 mod tests {
     use super::super::Verdict;
     use super::*;
+    use sealfs_client::{Choice, Network, probe_nodes};
     use sealfs_proto::{NodeId, TransportKind};
 
     fn node(result: Result<Measured, String>) -> Probed {
@@ -82,5 +94,25 @@ mod tests {
         assert_eq!(findings(&[node(Ok(measured))])[1].verdict, Verdict::Degraded);
         let found = findings(&[node(Err("connection refused".into()))]);
         assert_eq!(found[0].verdict, Verdict::Unusable);
+    }
+
+    #[test]
+    fn rdma_that_is_missing_here_is_not_blamed_on_the_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        std::fs::write(&key, [b'7'; 64]).unwrap();
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
+        let rdma_device = Some("none9".to_owned());
+        let network = Network { choice: Choice::Rdma, rdma_device, ..Network::default() };
+        let addresses = crate::cmd::mount::addresses("127.0.0.1:1").unwrap();
+        let error = probe_nodes(&addresses, &key, &network, Duration::from_secs(1)).unwrap_err();
+        let found = unreached(&error.to_string());
+        assert!(found.text.starts_with("RDMA does not work here: "), "{found:?}");
+        assert!(
+            !found.text.contains("sealfs doctor") && !found.next.contains("serve"),
+            "{found:?}"
+        );
+        assert!(unreached("a:1: connection refused").next.contains("sealfs serve"));
     }
 }

@@ -1,29 +1,43 @@
-//! What RDMA needs: modules, device files, a device with an active port, a GID that connections can use, a large MTU.
+//! What RDMA needs: modules, device files, libraries, a device with an active port, a GID that connections can use, a large
+//! MTU.
 //!
-//! Read from sysfs, so that it also tells what is wrong where the verbs libraries would only say "no device"; but for the MTU
-//! that a port uses, which only the device tells. Sources: the kernel's Documentation/ABI/stable/sysfs-class-infiniband;
+//! Read from sysfs, so that it also tells what is wrong where the verbs libraries would only say "no device"; but for what
+//! [`Verbs`] has. Sources: the kernel's Documentation/ABI/stable/sysfs-class-infiniband;
 //! `iboe_get_mtu` of include/rdma/ib_addr.h for the MTU that fits into a network's.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::{Finding, Root};
+use sealfs_client::Libraries;
+
+use super::{Finding, Root, Verdict};
 
 /// What a device says of a port: the MTU that it uses, and the largest that it could use.
 type PortMtu<'a> = &'a dyn Fn(&str, u8) -> Option<(u32, u32)>;
 
+/// What only the verbs libraries tell.
+pub(crate) struct Verbs<'a> {
+    /// `None`: this program was built without RDMA.
+    pub(crate) libraries: Option<Libraries>,
+    pub(crate) port_mtu: PortMtu<'a>,
+}
+
 /// Looks at the machine's RDMA; `only`: one device.
-pub(crate) fn findings(root: &Root, only: Option<&str>, port_mtu: PortMtu<'_>) -> Vec<Finding> {
-    let mut found = vec![modules(root)];
-    let devices: Vec<String> = root
-        .names(DEVICES)
-        .into_iter()
-        .filter(|name| only.is_none_or(|only| only == name))
-        .collect();
+pub(crate) fn findings(root: &Root, only: Option<&str>, verbs: &Verbs<'_>) -> Vec<Finding> {
+    let modules = modules(root);
+    let devices = devices(root, only);
+    // Without modules the libraries know no device either.
+    let known = if modules.verdict == Verdict::Fine { &devices[..] } else { &[] };
+    let libraries = libraries(verbs.libraries.as_ref(), known);
+    let mut found = vec![modules, libraries];
     if devices.is_empty() {
         found.push(no_device(root, only));
         return found;
     }
     found.push(device_files(root));
+    // A port that is of no use matters less beside one that is.
+    let ports = devices.iter().filter(|device| !is_iwarp(root, device));
+    let mut ports = ports.flat_map(|device| ports_of(root, device).map(move |port| (device, port)));
+    let some_carry = ports.any(|(device, port)| carries(root, device, &port));
     for device in &devices {
         if is_iwarp(root, device) {
             let refused = iwarp(device);
@@ -31,13 +45,76 @@ pub(crate) fn findings(root: &Root, only: Option<&str>, port_mtu: PortMtu<'_>) -
             found.push(if other { Finding::fine(device, refused.text) } else { refused });
             continue;
         }
-        for port in root.names(&format!("{DEVICES}/{device}/ports")) {
+        for port in ports_of(root, device) {
             let number = port.parse().ok();
-            let mtu = number.and_then(|number| port_mtu(device, number));
-            found.extend(port_findings(root, device, &port, mtu));
+            let mtu = number.and_then(|number| (verbs.port_mtu)(device, number));
+            let of_port = port_findings(root, device, &port, mtu).into_iter();
+            found.extend(of_port.map(|it| if some_carry { it.at_most_degraded() } else { it }));
         }
     }
     found
+}
+
+/// Whether a node that listens at `address` is reached there by RDMA. `wanted`: it must be; else TCP serves it.
+pub(crate) fn listen(root: &Root, only: Option<&str>, address: IpAddr, wanted: bool) -> Finding {
+    let what = format!("rdma at {address}");
+    if address.is_unspecified() {
+        return Finding::fine(&what, "every RDMA device's addresses");
+    }
+    let mut addresses = Vec::new();
+    for device in devices(root, only).iter().filter(|device| !is_iwarp(root, device)) {
+        for port in ports_of(root, device).filter(|port| state(root, device, port).1) {
+            let base = format!("{DEVICES}/{device}/ports/{port}");
+            let link = link_layer(root, &base);
+            if link != "Ethernet" {
+                let text = format!(
+                    "not known: {device} is {link}, whose addresses are those of IPoIB (`ip addr`)"
+                );
+                return Finding::fine(&what, text);
+            }
+            let gids = gids(root, &base);
+            let usable = gids.iter().filter(|gid| rejection(gid, &link).is_none());
+            addresses.extend(usable.map(|gid| ip(gid.address)));
+        }
+    }
+    if addresses.contains(&address) {
+        return Finding::fine(&what, "an RDMA device has this address");
+    }
+    let mut addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+    addresses.dedup();
+    let text = match &addresses[..] {
+        [] => "no RDMA device has an address that connections can use".to_owned(),
+        _ => format!("no RDMA device has this address; they have {}", addresses.join(", ")),
+    };
+    if !wanted {
+        return Finding::fine(&what, format!("{text}; TCP alone serves it"));
+    }
+    let next = if addresses.is_empty() {
+        "mend what is said of rdma, the devices and their ports"
+    } else {
+        "listen at one of those, at 0.0.0.0 or at [::]; or give the port's network device this address"
+    };
+    Finding::unusable(&what, text, next)
+}
+
+fn devices(root: &Root, only: Option<&str>) -> Vec<String> {
+    let names = root.names(DEVICES).into_iter();
+    names.filter(|name| only.is_none_or(|only| only == name)).collect()
+}
+
+fn ports_of(root: &Root, device: &str) -> impl Iterator<Item = String> + use<> {
+    root.names(&format!("{DEVICES}/{device}/ports")).into_iter()
+}
+
+/// Whether connections can go through this port.
+fn carries(root: &Root, device: &str, port: &str) -> bool {
+    let base = format!("{DEVICES}/{device}/ports/{port}");
+    state(root, device, port).1 && choose(&gids(root, &base), &link_layer(root, &base)).is_some()
+}
+
+/// `Ethernet`, `InfiniBand`.
+fn link_layer(root: &Root, base: &str) -> String {
+    root.text(&format!("{base}/link_layer")).unwrap_or_else(|| "?".into())
 }
 
 /// Whether a port of a device can carry connections at all.
@@ -46,8 +123,7 @@ pub(crate) fn is_usable(root: &Root) -> bool {
         if is_iwarp(root, device) {
             return false;
         }
-        let ports = root.names(&format!("{DEVICES}/{device}/ports"));
-        ports.iter().any(|port| state(root, device, port).1)
+        ports_of(root, device).any(|port| state(root, device, &port).1)
     };
     root.names(DEVICES).iter().any(active)
 }
@@ -67,10 +143,16 @@ fn iwarp(device: &str) -> Finding {
 }
 
 fn modules(root: &Root) -> Finding {
-    let missing: Vec<&str> =
-        MODULES.into_iter().filter(|module| !root.has(&format!("/sys/module/{module}"))).collect();
+    let built_in = built_in(root);
+    let is_there = |(module, class): &(&str, &str)| {
+        let file = format!("/{module}.ko");
+        let is_built_in = built_in.lines().any(|line| line.replace('-', "_").ends_with(&file));
+        is_built_in || root.has(&format!("/sys/module/{module}")) || root.has(class)
+    };
+    let missing = MODULES.iter().filter(|module| !is_there(module));
+    let missing: Vec<&str> = missing.map(|(module, _)| *module).collect();
     if missing.is_empty() {
-        return Finding::fine("rdma modules", MODULES.join(", "));
+        return Finding::fine("rdma modules", MODULES.map(|(module, _)| module).join(", "));
     }
     Finding::unusable(
         "rdma modules",
@@ -80,6 +162,41 @@ fn modules(root: &Root) -> Finding {
             missing.join(" && modprobe ")
         ),
     )
+}
+
+/// The paths of the modules that are part of the kernel; those without parameters have no directory in /sys/module.
+fn built_in(root: &Root) -> String {
+    let release = root.text("/proc/sys/kernel/osrelease").unwrap_or_default();
+    root.text(&format!("/lib/modules/{release}/modules.builtin")).unwrap_or_default()
+}
+
+/// `devices`: those that the kernel has and the libraries should know.
+fn libraries(found: Option<&Libraries>, devices: &[String]) -> Finding {
+    let what = "rdma libraries";
+    let Some(Libraries { missing, devices: known }) = found else {
+        return Finding::unusable(
+            what,
+            "this program was built without RDMA",
+            "build it with the cargo feature `rdma`, or use --transport tcp",
+        );
+    };
+    if !missing.is_empty() {
+        let text = format!("{} cannot be loaded", missing.join(" and "));
+        return Finding::unusable(what, text, LIBRARIES_NEXT);
+    }
+    let unknown: Vec<&str> =
+        devices.iter().filter(|device| !known.contains(device)).map(String::as_str).collect();
+    if !unknown.is_empty() {
+        let text = format!(
+            "libibverbs has no provider for {}: the adapter's library is missing, or is for another version",
+            unknown.join(", ")
+        );
+        // Others may do.
+        let found = Finding::unusable(what, text, LIBRARIES_NEXT);
+        return if unknown.len() < devices.len() { found.at_most_degraded() } else { found };
+    }
+    let providers = if devices.is_empty() { "" } else { ", with a provider for every device" };
+    Finding::fine(what, format!("libibverbs and librdmacm{providers}"))
 }
 
 fn no_device(root: &Root, only: Option<&str>) -> Finding {
@@ -123,18 +240,18 @@ fn device_files(root: &Root) -> Finding {
 fn port_findings(root: &Root, device: &str, port: &str, mtu: Option<(u32, u32)>) -> Vec<Finding> {
     let what = format!("{device} port {port}");
     let base = format!("{DEVICES}/{device}/ports/{port}");
-    let text = |name: &str| root.text(&format!("{base}/{name}")).unwrap_or_else(|| "?".into());
     let (state, active) = state(root, device, port);
-    let link = text("link_layer");
+    let link = link_layer(root, &base);
     if !active {
         let next = if link == "Ethernet" {
             "bring its network device up: `ip link set DEV up`, and look at the cable"
         } else {
             "look at the cable and at the subnet manager (`sminfo`)"
         };
-        return vec![Finding::degraded(&what, format!("{state}, {link}"), next)];
+        return vec![Finding::unusable(&what, format!("{state}, {link}"), next)];
     }
-    let mut found = vec![Finding::fine(&what, format!("{state}, {link}, {}", text("rate")))];
+    let rate = root.text(&format!("{base}/rate")).unwrap_or_else(|| "?".into());
+    let mut found = vec![Finding::fine(&what, format!("{state}, {link}, {rate}"))];
     let gids = gids(root, &base);
     let chosen = choose(&gids, &link);
     found.push(gid_finding(&what, &gids, chosen));
@@ -223,10 +340,7 @@ fn gid_finding(what: &str, gids: &[Gid], chosen: Option<u32>) -> Finding {
     let lines: Vec<String> = gids
         .iter()
         .map(|gid| {
-            let shown = match gid.address.to_ipv4_mapped() {
-                Some(address) => IpAddr::V4(address),
-                None => IpAddr::V6(gid.address),
-            };
+            let shown = ip(gid.address);
             let verdict = match rejection(gid, link) {
                 _ if chosen == Some(gid.index) => "chosen",
                 Some(why) => why,
@@ -237,12 +351,17 @@ fn gid_finding(what: &str, gids: &[Gid], chosen: Option<u32>) -> Finding {
         .collect();
     match chosen {
         Some(_) => Finding::fine(&what, lines.join("; ")),
-        None => Finding::degraded(
+        None => Finding::unusable(
             &what,
             format!("none is usable ({})", lines.join("; ")),
             "give the port's network device an address: `ip addr add ADDRESS/LEN dev DEV`",
         ),
     }
+}
+
+/// The address that a GID stands for.
+fn ip(gid: Ipv6Addr) -> IpAddr {
+    gid.to_ipv4_mapped().map_or(IpAddr::V6(gid), IpAddr::V4)
 }
 
 fn network_mtu(root: &Root, device: &str) -> Option<u32> {
@@ -290,7 +409,14 @@ fn fabric_mtu(what: &str, active: u32, max: u32) -> Finding {
 }
 
 const DEVICES: &str = "/sys/class/infiniband";
-const MODULES: [&str; 3] = ["ib_uverbs", "rdma_cm", "rdma_ucm"];
+/// And what is there because of each, however it came into the kernel.
+const MODULES: [(&str, &str); 3] = [
+    ("ib_uverbs", "/sys/class/infiniband_verbs"),
+    ("rdma_cm", "/sys/class/misc/rdma_cm"),
+    ("rdma_ucm", "/sys/class/misc/rdma_cm"),
+];
+const LIBRARIES_NEXT: &str = "install them: `apt install rdma-core ibverbs-providers librdmacm1`, elsewhere rdma-core and what \
+                              the adapter's maker gives; in a container into the image";
 /// GRH, UDP, BTH, the longest extended header and ICRC.
 const HEADERS: u32 = 96;
 /// netdevice(7).
@@ -306,7 +432,7 @@ mod tests {
 
     const V4: &str = "0000:0000:0000:0000:0000:ffff:c000:0201";
     /// No device can be asked.
-    const UNKNOWN: fn(&str, u8) -> Option<(u32, u32)> = |_, _| None;
+    const UNKNOWN: PortMtu<'static> = &|_, _| None;
     const LOCAL: &str = "fe80:0000:0000:0000:0011:22ff:fe33:4455";
 
     fn machine(state: &str, gids: &[(&str, &str, &str)], mtu: &str) -> (tempfile::TempDir, Root) {
@@ -317,7 +443,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        MODULES.iter().for_each(|module| put(&format!("/sys/module/{module}/x"), ""));
+        MODULES.iter().for_each(|(module, _)| put(&format!("/sys/module/{module}/x"), ""));
         put("/dev/infiniband/rdma_cm", "");
         put("/dev/infiniband/uverbs0", "");
         let base = format!("{DEVICES}/rxe0/ports/1");
@@ -335,6 +461,12 @@ mod tests {
         (dir, root)
     }
 
+    /// Libraries that know the machine's device.
+    fn verbs(port_mtu: PortMtu<'_>) -> Verbs<'_> {
+        let libraries = Libraries { missing: vec![], devices: vec!["rxe0".into()] };
+        Verbs { libraries: Some(libraries), port_mtu }
+    }
+
     fn worst(found: &[Finding]) -> Verdict {
         found.iter().map(|finding| finding.verdict).max().unwrap()
     }
@@ -350,7 +482,7 @@ mod tests {
             (unused, "", ""),
         ];
         let (_dir, root) = machine("4: ACTIVE\n", &gids, "4500\n");
-        let found = findings(&root, None, &UNKNOWN);
+        let found = findings(&root, None, &verbs(UNKNOWN));
         assert_eq!(worst(&found), Verdict::Fine, "{found:#?}");
         let text = &found.iter().find(|finding| finding.what.ends_with("GID")).unwrap().text;
         for part in ["RoCE v1, which", "1 fe80", "link-local", "is down", "3 192.0.2.1"] {
@@ -361,14 +493,77 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_down_or_has_no_address_is_degraded() {
+    fn a_machine_of_which_no_port_carries_connections_is_unusable_for_rdma() {
         let (_dir, root) = machine("1: DOWN\n", &[(V4, "RoCE v2", "rx0")], "4500");
-        assert_eq!(worst(&findings(&root, None, &UNKNOWN)), Verdict::Degraded);
+        assert_eq!(worst(&findings(&root, None, &verbs(UNKNOWN))), Verdict::Unusable);
         assert!(!is_usable(&root));
         let (_dir, root) = machine("4: ACTIVE\n", &[(LOCAL, "RoCE v2", "rx0")], "4500");
-        let found = findings(&root, None, &UNKNOWN);
-        assert_eq!(worst(&found), Verdict::Degraded);
+        let found = findings(&root, None, &verbs(UNKNOWN));
+        assert_eq!(worst(&found), Verdict::Unusable);
         assert!(found.iter().any(|finding| finding.next.contains("ip addr add")), "{found:#?}");
+    }
+
+    #[test]
+    fn a_port_that_is_down_beside_one_that_is_used_is_degraded() {
+        let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2", "rx0")], "4500");
+        let second = root.path(&format!("{DEVICES}/rxe0/ports/2"));
+        fs::create_dir_all(&second).unwrap();
+        fs::write(second.join("state"), "1: DOWN\n").unwrap();
+        assert_eq!(worst(&findings(&root, None, &verbs(UNKNOWN))), Verdict::Degraded);
+    }
+
+    #[test]
+    fn missing_libraries_make_a_device_unusable_and_the_packages_are_named() {
+        let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2", "rx0")], "4500");
+        let missing = Libraries { missing: vec!["librdmacm.so.1"], devices: vec!["rxe0".into()] };
+        let no_provider = Libraries { missing: vec![], devices: vec!["other".into()] };
+        for (libraries, says) in [(missing, "librdmacm.so.1"), (no_provider, "provider for rxe0")] {
+            let verbs = Verbs { libraries: Some(libraries), port_mtu: UNKNOWN };
+            let found = findings(&root, None, &verbs);
+            let found = found.iter().find(|finding| finding.what == "rdma libraries").unwrap();
+            assert_eq!(found.verdict, Verdict::Unusable);
+            assert!(found.text.contains(says), "{found:?}");
+            for package in ["rdma-core", "ibverbs-providers", "librdmacm1"] {
+                assert!(found.next.contains(package), "{found:?}");
+            }
+        }
+        let without = Verbs { libraries: None, port_mtu: UNKNOWN };
+        assert!(findings(&root, None, &without)[1].next.contains("cargo feature"));
+    }
+
+    #[test]
+    fn modules_that_are_part_of_the_kernel_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root(dir.path().to_owned());
+        let put = |path: &str, text: &str| {
+            let path = root.path(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        put("/proc/sys/kernel/osrelease", "6.1.0\n");
+        let uverbs = "kernel/drivers/infiniband/core/ib_uverbs.ko\n";
+        put("/lib/modules/6.1.0/modules.builtin", uverbs);
+        let found = modules(&root);
+        assert_eq!(found.text, "rdma_cm, rdma_ucm not loaded");
+        put("/sys/class/misc/rdma_cm/dev", "10:58\n");
+        assert_eq!(modules(&root).verdict, Verdict::Fine);
+    }
+
+    #[test]
+    fn an_address_that_no_rdma_device_has_is_told_with_those_that_they_have() {
+        let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2\n", "rx0\n")], "4500\n");
+        let at = |address: &str, wanted| listen(&root, None, address.parse().unwrap(), wanted);
+        for fine in ["192.0.2.1", "0.0.0.0", "::"] {
+            assert_eq!(at(fine, true).verdict, Verdict::Fine, "{fine}");
+        }
+        let found = at("127.0.0.1", true);
+        assert_eq!(found.verdict, Verdict::Unusable);
+        assert!(found.text.ends_with("192.0.2.1") && !found.next.is_empty(), "{found:?}");
+        let found = at("127.0.0.1", false);
+        assert!(found.verdict == Verdict::Fine && found.text.contains("TCP alone"), "{found:?}");
+        fs::write(root.path(&format!("{DEVICES}/rxe0/ports/1/link_layer")), "InfiniBand").unwrap();
+        let found = at("10.0.0.1", true);
+        assert!(found.verdict == Verdict::Fine && found.text.contains("IPoIB"), "{found:?}");
     }
 
     #[test]
@@ -376,10 +571,12 @@ mod tests {
         let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2\n", "rx0\n")], "4500\n");
         let put = |text: &str| fs::write(root.path(&format!("{DEVICES}/rxe0/node_type")), text);
         put("1: CA\n").unwrap();
-        assert!(is_usable(&root) && worst(&findings(&root, None, &UNKNOWN)) == Verdict::Fine);
+        assert!(
+            is_usable(&root) && worst(&findings(&root, None, &verbs(UNKNOWN))) == Verdict::Fine
+        );
         put("4: RNIC\n").unwrap();
         assert!(!is_usable(&root), "auto means TCP then");
-        let found = findings(&root, Some("rxe0"), &UNKNOWN);
+        let found = findings(&root, Some("rxe0"), &verbs(UNKNOWN));
         let refusal = found.iter().find(|finding| finding.what == "rxe0").unwrap();
         assert_eq!(refusal.verdict, Verdict::Unusable);
         assert!(
@@ -392,13 +589,13 @@ mod tests {
     fn mtu_of(network: &str, link: &str, port_mtu: PortMtu<'_>) -> Finding {
         let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2", "rx0")], network);
         fs::write(root.path(&format!("{DEVICES}/rxe0/ports/1/link_layer")), link).unwrap();
-        let found = findings(&root, None, port_mtu);
+        let found = findings(&root, None, &verbs(port_mtu));
         found.into_iter().find(|finding| finding.what == "rxe0 port 1 MTU").unwrap()
     }
 
     #[test]
     fn an_ordinary_ethernet_mtu_is_degraded() {
-        for mtu in [mtu_of("1500\n", "Ethernet", &UNKNOWN), {
+        for mtu in [mtu_of("1500\n", "Ethernet", UNKNOWN), {
             mtu_of("1500\n", "Ethernet", &|device, port| {
                 assert_eq!((device, port), ("rxe0", 1));
                 Some((1_024, 4_096))
@@ -431,12 +628,12 @@ mod tests {
     #[test]
     fn a_machine_without_rdma_is_told_what_is_missing() {
         let dir = tempfile::tempdir().unwrap();
-        let found = findings(&Root(dir.path().to_owned()), None, &UNKNOWN);
+        let found = findings(&Root(dir.path().to_owned()), None, &verbs(UNKNOWN));
         assert_eq!(worst(&found), Verdict::Unusable);
         assert!(found[0].next.contains("modprobe ib_uverbs"), "{found:#?}");
-        assert!(found[1].text.contains("there is none"), "{found:#?}");
+        assert!(found[2].text.contains("there is none"), "{found:#?}");
         let (_dir, root) = machine("4: ACTIVE\n", &[(V4, "RoCE v2", "rx0")], "4500");
-        let found = findings(&root, Some("mlx5_0"), &UNKNOWN);
-        assert!(found[1].text.contains("no mlx5_0, only rxe0"), "{found:#?}");
+        let found = findings(&root, Some("mlx5_0"), &verbs(UNKNOWN));
+        assert!(found[2].text.contains("no mlx5_0, only rxe0"), "{found:#?}");
     }
 }
