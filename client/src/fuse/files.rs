@@ -362,7 +362,7 @@ fn locks(shared: Rc<Shared>, asked: &Asked<'_>) -> Work {
 
 /// Requests about inodes and open files, and all others.
 fn opened(shared: Rc<Shared>, asked: Asked<'_>) -> Work {
-    let ino = Ino(asked.header.nodeid);
+    let (ino, uid) = (Ino(asked.header.nodeid), asked.header.uid);
     match asked.op {
         Op::Getattr => {
             work(async move { shared.fs.stat(ino).await.map(|attr| shared.attr(&attr)) })
@@ -391,6 +391,7 @@ fn opened(shared: Rc<Shared>, asked: Asked<'_>) -> Work {
         }),
         Op::Fallocate(args) => work(async move {
             let mode = Fallocate::from_mode(args.mode)?;
+            kill_set_id(&shared, uid, Handle(args.fh)).await?;
             let done = shared.fs.fallocate(Handle(args.fh), mode, args.offset, args.length).await;
             done.map(|()| Reply::done())
         }),
@@ -403,7 +404,10 @@ fn opened(shared: Rc<Shared>, asked: Asked<'_>) -> Work {
             let offset = shared.fs.seek(Handle(args.fh), args.offset, whence).await?;
             Ok(Reply::of(&abi::LseekOut { offset }))
         }),
-        Op::CopyFileRange { args, wide } => work(copy_range(shared, args, wide)),
+        Op::CopyFileRange { args, wide } => work(async move {
+            kill_set_id(&shared, uid, Handle(args.fh_out)).await?;
+            copy_range(shared, args, wide).await
+        }),
         Op::Syncfs => work(async move { shared.fs.sync_all().await.map(|()| Reply::done()) }),
         _ => at_once(Err(Errno::ENOSYS)),
     }
@@ -426,6 +430,12 @@ async fn write(shared: Rc<Shared>, args: abi::WriteIn, data: Slice) -> Answered 
     };
     // At most what was asked for, which is 32 bits.
     Ok(Reply::of(&abi::WriteOut { size: written as u32, padding: 0 }))
+}
+
+/// Of a write the kernel says whether the writer may keep set-id bits; of other changes it says who makes them, and those who
+/// may are root, as a rule (CAP_FSETID).
+async fn kill_set_id(shared: &Shared, uid: u32, handle: Handle) -> Result<(), Errno> {
+    if uid == 0 { Ok(()) } else { shared.fs.kill_set_id(handle).await }
 }
 
 async fn copy_range(shared: Rc<Shared>, args: abi::CopyFileRangeIn, wide: bool) -> Answered {

@@ -94,6 +94,12 @@ impl Fs {
         }
     }
 
+    /// The same as [`WriteFlags::kill_suid_sgid`], before another change of the content: the kernel leaves it to us.
+    pub async fn kill_set_id(&self, handle: Handle) -> Result<(), Errno> {
+        let open = self.ready(handle).await?;
+        self.kill_suid_sgid(&open.file, handle).await
+    }
+
     /// Takes set-id bits away before the first byte is written. A mode that is as old as attributes may be is believed: who
     /// has set such a bit since then could not know what had been written just before, either.
     async fn kill_suid_sgid(&self, file: &File, handle: Handle) -> Result<(), Errno> {
