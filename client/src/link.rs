@@ -62,7 +62,8 @@ impl Link {
         let net = Net::new(&ring, &pool, config).map_err(|error| MountError(error.to_string()))?;
         let me = Me::Client { endpoint: 0, session_seed: random()? };
         let lease_ms = limits::LEASE_MS_MIN;
-        let options = Options { timeout_ms, lease_ms, seed: random()?, ..Options::default() };
+        let (seed, now) = (random()?, sealfs_ring::now().mono);
+        let options = Options { timeout_ms, lease_ms, seed, now, ..Options::default() };
         let calls = Calls::new(Box::new(net.clone()), me, options);
         Ok(Self { ring, pool, calls, tasks: Tasks::new(), net })
     }

@@ -73,6 +73,7 @@ impl Core {
             timeout_ms: CALL_TIMEOUT_MS,
             lease_ms: config.lease_ms,
             seed,
+            now: now.mono,
         };
         let calls = Calls::new(ports.transport, me, options);
         calls.set_map(&config.map);

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use sealfs_tests::cluster::{Cluster, Loop, binary, run, transport};
 use sealfs_tests::{named_content, pattern};
 
@@ -178,6 +179,44 @@ fn status_names_what_cannot_be_reached() {
     let status = cluster.status();
     assert_eq!(status["nodes"][1]["reachable"], false);
     assert!(status["nodes"][1]["error"].as_str().unwrap().contains("refused"), "{status}");
+}
+
+#[test]
+fn set_id_bits_go_whatever_way_another_than_root_changes_the_content() {
+    const CHANGES: &str = "
+import ctypes, os
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+libc = ctypes.CDLL(None, use_errno=True)
+source = os.open('source', os.O_RDWR | os.O_CREAT); os.write(source, b'x' * 8192)
+fallocate = lambda mode: lambda fd: libc.fallocate(fd, mode, ctypes.c_long(4096), ctypes.c_long(8192))
+changes = {'write': lambda fd: os.write(fd, b'x'), 'truncate': lambda fd: os.ftruncate(fd, 5),
+           'copy': lambda fd: os.copy_file_range(source, fd, 4096, 0, 0),
+           'allocate': fallocate(0), 'keep': fallocate(1), 'punch': fallocate(3), 'zero': fallocate(16)}
+for name, change in changes.items():
+    fd = os.open(name, os.O_RDWR | os.O_CREAT); os.write(fd, b'y' * 8192); os.chmod(name, 0o6777)
+    assert os.stat(name).st_mode & 0o6000 == 0o6000
+    assert change(fd) != -1, name
+    assert os.stat(name).st_mode & 0o6000 == 0, (name, oct(os.stat(name).st_mode))
+";
+    let mut cluster = Cluster::start(2);
+    let mount = cluster.mount();
+    fs::set_permissions(&mount, PermissionsExt::from_mode(0o777)).unwrap();
+    run(Command::new("python3").args(["-c", CHANGES]).current_dir(&mount));
+}
+
+/// A node that hangs does not even say no; the first of the list is the one that is asked first.
+#[test]
+fn a_node_that_hangs_is_the_only_one_that_is_missed_and_keeps_nobody_from_mounting() {
+    let mut cluster = Cluster::start(3);
+    cluster.signal_node(0, Signal::STOP);
+    let status = cluster.status();
+    let nodes = status["nodes"].as_array().unwrap();
+    let reachable: Vec<_> = nodes.iter().map(|node| node["reachable"].as_bool().unwrap()).collect();
+    assert_eq!(reachable, [false, true, true], "{status}");
+    // Of what it holds the root is no part.
+    let mount = cluster.mount_with(&["--timeout", "3"]);
+    assert!(fs::metadata(&mount).unwrap().is_dir());
+    cluster.signal_node(0, Signal::CONT);
 }
 
 /// The peers that `sealfs status MOUNTPOINT` shows.

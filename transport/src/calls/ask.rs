@@ -10,7 +10,7 @@ use sealfs_proto::{
 };
 
 use crate::tasks::Receiver;
-use crate::{Bulk, MapStamp, Region};
+use crate::{Bulk, Instant, MapStamp, Region};
 
 /// Who calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Options {
     pub lease_ms: u64,
     /// For the jitter of back-offs.
     pub seed: u64,
+    /// The time, from which on calls wait that are made before the first turn.
+    pub now: Instant,
 }
 
 impl Default for Options {
@@ -55,6 +57,7 @@ impl Default for Options {
             timeout_ms: limits::TIMEOUT_MS,
             lease_ms: limits::LEASE_MS,
             seed: 0,
+            now: Instant::default(),
         }
     }
 }

@@ -60,7 +60,7 @@ impl Inner {
             map: None,
             losses: 0,
             random: Random::new(options.seed),
-            now: Instant(0),
+            now: options.now,
             next_number: 1,
             links: BTreeMap::new(),
             conns: BTreeMap::new(),

@@ -31,14 +31,17 @@ mod tests;
 pub use ask::{Answer, Ask, Call, CallError, Me, Options, PeerStatus};
 
 use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use sealfs_proto::{
     Address, Claim, ClusterMap, Header, HeaderKind, NodeId, Peer, PeerFigures, Sequence, Status,
 };
 
-use crate::tasks::{Timers, oneshot};
+use crate::tasks::{Abandoned, Either, Receiver, Timers, oneshot, race};
 use crate::{Bulk, CloseReason, Conn, Event, Frame, Instant, Region, Slice, Transport};
 use inner::Inner;
 
@@ -91,15 +94,28 @@ impl Calls {
         };
         loop {
             let (mut causes, mut all_refused) = (Vec::new(), true);
-            for address in &addresses {
-                let (sender, outcome) = oneshot();
-                self.0.inner.borrow_mut().join(address, sender);
-                match outcome.await.map_err(|_| CallError::Gone)? {
-                    Ok(map) => return Ok(ClusterMap::clone(&map)),
-                    Err(why) => {
+            let (mut asked, mut rest) = (Vec::new(), addresses.iter());
+            while rest.len() > 0 || !asked.is_empty() {
+                if let Some(address) = rest.next() {
+                    let (sender, outcome) = oneshot();
+                    self.0.inner.borrow_mut().join(address, sender);
+                    asked.push(outcome);
+                }
+                // Who is slow keeps nobody from asking the next one.
+                let patience = match rest.len() {
+                    0 => JOIN_LAST_MS,
+                    _ => JOIN_NEXT_MS,
+                };
+                let patience = self.0.inner.borrow().now.after_ms(patience);
+                let patience = self.0.timers.sleep_until(patience);
+                match race(first_of(&mut asked), patience).await {
+                    Either::First(Ok(Ok(map))) => return Ok(ClusterMap::clone(&map)),
+                    Either::First(Ok(Err(why))) => {
                         all_refused &= matches!(why, CloseReason::Refused(_));
                         causes.push(why.to_string());
                     }
+                    Either::First(Err(_)) => return Err(CallError::Gone),
+                    Either::Second(()) => {}
                 }
             }
             let now = self.0.inner.borrow().now;
@@ -222,3 +238,21 @@ impl Calls {
 
 /// Between two rounds over the addresses that a client was given.
 const JOIN_AGAIN_MS: u64 = 500;
+/// A node that has not answered so soon may be hung, and the next one is asked, too.
+const JOIN_NEXT_MS: u64 = 300;
+/// When there is no next one the transport's own deadline ends each attempt; looked at again so often.
+const JOIN_LAST_MS: u64 = 1_000;
+
+/// The first that is there; it leaves the list.
+async fn first_of<T>(waiting: &mut Vec<Receiver<T>>) -> Result<T, Abandoned> {
+    poll_fn(|cx| {
+        for at in 0..waiting.len() {
+            if let Poll::Ready(outcome) = Pin::new(&mut waiting[at]).poll(cx) {
+                waiting.remove(at);
+                return Poll::Ready(outcome);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}

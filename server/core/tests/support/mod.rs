@@ -371,6 +371,7 @@ impl Cluster {
             timeout_ms: self.setup.timeout_ms,
             lease_ms: self.setup.lease_ms,
             seed,
+            now: self.now,
         };
         let calls = Calls::new(transport, me, options);
         calls.set_map(&self.map);
