@@ -36,6 +36,8 @@ use crate::{Consistency, MountOptions};
 pub struct MountConfig {
     /// Addresses of some or all nodes; the map is learned from the first that answers.
     pub nodes: Vec<Address>,
+    /// What the mount table shows as the source: the nodes as the user has named them.
+    pub source: String,
     /// An existing directory.
     pub mountpoint: PathBuf,
     /// The rest; `options.key` must be set.
@@ -168,7 +170,7 @@ fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Resul
     }
     let map = learn_map(key, &config.options.network, &config.nodes, START_MS)?;
     let client = Client::connect(key.clone(), &map, &config.options)?;
-    let device = point::attach(&config.mountpoint, &config.options)?;
+    let device = point::attach(&config.mountpoint, &config.source, &config.options)?;
     // Nobody hears it if `start` has gone, which then unmounts.
     let _ = mounted.send(());
     let served = client.serve(Kernel::new(device), &config.options);

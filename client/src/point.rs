@@ -6,7 +6,8 @@
 //! 1. The descriptor is O_NONBLOCK and close-on-exec.
 //! 2. A mount whose client is dead ("Transport endpoint is not connected") is taken away before a new one is made at its
 //!    path; a living one never.
-//! 3. An error names the mountpoint or device, the cause and what to do.
+//! 3. The source in the mount table is what the user has named: `mount -a` finds by it and the mountpoint what is mounted.
+//! 4. An error names the mountpoint or device, the cause and what to do.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -22,12 +23,17 @@ use crate::{MountError, MountOptions, sys};
 
 /// Makes the mount; the descriptor through which the kernel asks. Dropping it ends the mount's life, not its entry in the
 /// mount table: that is [`detach`]'s.
-pub(crate) fn attach(mountpoint: &Path, options: &MountOptions) -> Result<File, MountError> {
+pub(crate) fn attach(
+    mountpoint: &Path,
+    source: &str,
+    options: &MountOptions,
+) -> Result<File, MountError> {
     let mountpoint = ready(mountpoint)?;
+    let source = shown_source(source);
     let device = if sys::is_root() {
-        attach_as_root(&mountpoint, options)?
+        attach_as_root(&mountpoint, source, options)?
     } else {
-        attach_as_user(&mountpoint, options)?
+        attach_as_user(&mountpoint, source, options)?
     };
     sys::set_nonblocking(&device).map_err(|error| {
         let _ = detach(&mountpoint, InUse::IsLeft);
@@ -178,7 +184,22 @@ fn ready(mountpoint: &Path) -> Result<PathBuf, MountError> {
     Ok(mountpoint)
 }
 
-fn attach_as_root(mountpoint: &Path, options: &MountOptions) -> Result<File, MountError> {
+/// `source` as long as the kernel takes it.
+fn shown_source(source: &str) -> &str {
+    let is_shown = source.len() <= SOURCE_LEN && !source.contains(['\0', '\n']);
+    if is_shown { source } else { "sealfs" }
+}
+
+/// As the value of an option of fusermount3, which takes a comma for the end.
+fn option_value(source: &str) -> String {
+    source.replace('\\', r"\\").replace(',', r"\,")
+}
+
+fn attach_as_root(
+    mountpoint: &Path,
+    source: &str,
+    options: &MountOptions,
+) -> Result<File, MountError> {
     let shown = mountpoint.display();
     let device = OpenOptions::new()
         .read(true)
@@ -195,7 +216,8 @@ fn attach_as_root(mountpoint: &Path, options: &MountOptions) -> Result<File, Mou
         crate::fuse::MAX_WRITE,
     );
     let (target, data) = (c_string(mountpoint)?, CString::new(data).expect("numbers hold no zero"));
-    let mounted = sys::mount(c"sealfs", &target, c"fuse.sealfs", mount_flags(options), &data);
+    let source = CString::new(source).expect("it was looked through for zeroes");
+    let mounted = sys::mount(&source, &target, c"fuse.sealfs", mount_flags(options), &data);
     let Err(error) = mounted else { return Ok(device) };
     let next = match error.raw_os_error() {
         Some(libc::EPERM) => {
@@ -221,11 +243,16 @@ fn mount_flags(options: &MountOptions) -> libc::c_ulong {
 }
 
 /// fusermount3 forces nodev and nosuid, and checks whether the user may write the mountpoint.
-fn attach_as_user(mountpoint: &Path, options: &MountOptions) -> Result<File, MountError> {
+fn attach_as_user(
+    mountpoint: &Path,
+    source: &str,
+    options: &MountOptions,
+) -> Result<File, MountError> {
     if let Err(error) = fs::metadata(DEVICE) {
         return Err(no_device(&error));
     }
-    let mut words = vec!["fsname=sealfs,subtype=sealfs,default_permissions".to_string()];
+    let mut words = vec![format!("fsname={}", option_value(source))];
+    words.push("subtype=sealfs,default_permissions".to_string());
     words.push(format!("max_read={}", crate::fuse::MAX_WRITE));
     for (wanted, word) in [
         (options.read_only, "ro"),
@@ -292,6 +319,8 @@ fn c_string(path: &Path) -> Result<CString, MountError> {
 const DEVICE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
 const FS_TYPE: &str = "fuse.sealfs ";
+/// mount(2) takes a path's length, 4096, and fusermount3 a page of options.
+const SOURCE_LEN: usize = 2048;
 
 #[cfg(test)]
 mod tests {
@@ -306,6 +335,15 @@ mod tests {
         fs::write(&file, b"").unwrap();
         assert!(ready(&file).unwrap_err().to_string().contains("not a directory"));
         assert_eq!(ready(dir.path()).unwrap(), fs::canonicalize(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_source_is_the_users_words_unless_the_kernel_would_refuse_them() {
+        assert_eq!(shown_source("n1:7000,n2:7000"), "n1:7000,n2:7000");
+        let long = "n".repeat(SOURCE_LEN + 1);
+        assert_eq!(shown_source(&long[1..]), &long[1..]);
+        assert_eq!([shown_source(&long), shown_source("a\0b")], ["sealfs"; 2]);
+        assert_eq!(option_value(r"a\b,c"), r"a\\b\,c");
     }
 
     #[test]

@@ -90,6 +90,34 @@ impl Drop for Loop {
     }
 }
 
+/// A name of the binary in /sbin, where mount(8) looks for who mounts a type, until it is dropped; or what has that name
+/// already.
+pub struct InSbin(Option<PathBuf>);
+
+impl InSbin {
+    /// Links the name to the binary under test if nothing has it.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        let link = Path::new("/sbin").join(name);
+        if link.exists() {
+            return Self(None);
+        }
+        // Left behind by a test that was killed, for a binary that is gone.
+        let _ = fs::remove_file(&link);
+        let binary = fs::canonicalize(binary()).expect("the binary has a path");
+        std::os::unix::fs::symlink(binary, &link).expect("root may link in /sbin");
+        Self(Some(link))
+    }
+}
+
+impl Drop for InSbin {
+    fn drop(&mut self) {
+        if let Some(link) = &self.0 {
+            let _ = fs::remove_file(link);
+        }
+    }
+}
+
 /// A mount of the cluster.
 struct Mounted {
     path: PathBuf,

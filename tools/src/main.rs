@@ -15,6 +15,7 @@ mod cmd;
 mod doctor;
 mod peers;
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -70,7 +71,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A daemon's stderr becomes its log file.
+    let is_daemon = matches!(&cli.verb, Verb::Mount(args) if !args.foreground());
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let in_colour = std::io::stderr().is_terminal() && !is_daemon && !is_plain;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(in_colour);
+    log.with_writer(std::io::stderr).init();
     let done = |()| ExitCode::SUCCESS;
     let result = match cli.verb {
         Verb::Doctor(args) => Ok(cmd::doctor::run(&args)),

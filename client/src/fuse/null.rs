@@ -176,7 +176,7 @@ impl Drop for Mounted<'_> {
 /// written.
 fn mounted(test: impl FnOnce(&Path, &mpsc::Receiver<()>)) -> Written {
     let dir = tempfile::tempdir().unwrap();
-    let device = point::attach(dir.path(), &MountOptions::default()).unwrap();
+    let device = point::attach(dir.path(), "null", &MountOptions::default()).unwrap();
     let (sender, receiver) = mpsc::channel();
     let (began, stuck) = mpsc::channel();
     let server = thread::spawn(move || sender.send(serve(device, began)).unwrap());
@@ -238,9 +238,9 @@ fn a_program_that_waits_for_nobody_can_be_killed() {
 #[test]
 fn a_mount_whose_client_is_dead_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
-    drop(point::attach(dir.path(), &MountOptions::default()).unwrap());
+    drop(point::attach(dir.path(), "null", &MountOptions::default()).unwrap());
     assert!(point::is_dead(dir.path()));
-    let device = point::attach(dir.path(), &MountOptions::default()).unwrap();
+    let device = point::attach(dir.path(), "null", &MountOptions::default()).unwrap();
     assert!(point::is_mounted(&dir.path().canonicalize().unwrap()));
     drop(device);
     point::detach(dir.path(), InUse::IsLeft).unwrap();

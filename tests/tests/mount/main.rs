@@ -1,6 +1,7 @@
 //! What a user sees of a mount: several mounts of one cluster, nodes that die, errors that help.
 
 mod clients;
+mod local;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};

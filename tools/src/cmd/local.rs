@@ -3,12 +3,16 @@
 //! Everything stands in one directory: `key`, `nodes`, and per node `n<ID>/` with its data, its log and its pid file.
 //! `up` again after `down` (or after a crash) starts the same cluster with its data.
 //!
-//! 1. A pid file is believed only if that process is a sealfs node of this directory.
+//! 1. A pid file is believed only if that process is a sealfs node of this directory, whatever path names it.
 //! 2. `up` is all or nothing: what it started it ends again when a later step fails.
+//! 3. One mountpoint, which is on record before the mount is made: `down` finds what `up` has left, wherever that ended.
+//! 4. Nothing of a node is removed while any process holds its data, pid file or not.
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -65,18 +69,28 @@ enum Verb {
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.verb {
         Verb::Up { mountpoint, nodes, size, dir } => {
-            up(&Home(home(dir)?), &std::path::absolute(mountpoint)?, nodes, &size)
+            let dir = named(dir);
+            make_home(&dir)?;
+            up(&Home::at(&dir)?, &resolved(&mountpoint)?, nodes, &size)
         }
-        Verb::Down { dir, wipe, force } => down(&Home(home(dir)?), wipe, force),
-        Verb::Status { dir } => show(&Home(home(dir)?)),
+        Verb::Down { dir, wipe, force } => down(&Home::at(&named(dir))?, wipe, force),
+        Verb::Status { dir } => show(&Home::at(&named(dir))?),
     }
 }
 
-fn home(dir: Option<PathBuf>) -> Result<PathBuf, Failure> {
+fn named(dir: Option<PathBuf>) -> PathBuf {
     let default = || format!("/var/tmp/sealfs-local-{}", rustix::process::getuid().as_raw()).into();
-    let home = std::path::absolute(dir.unwrap_or_else(default))?;
-    check_home(&home)?;
-    Ok(home)
+    dir.unwrap_or_else(default)
+}
+
+fn make_home(dir: &Path) -> Result<(), Failure> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|error| format!("cannot make {}: {error}", dir.display()).into())
+}
+
+/// The one path of what `path` names: without `..` and symbolic links, if it is there.
+fn resolved(path: &Path) -> io::Result<PathBuf> {
+    fs::canonicalize(path).or_else(|_| std::path::absolute(path))
 }
 
 /// In /var/tmp anybody may have made it first. What is another's, or a symbolic link, or open to others is not used: key
@@ -96,10 +110,15 @@ fn check_home(home: &Path) -> Result<(), Failure> {
     Err(format!("{shown}: {cause}; remove it, or name a directory of your own with --dir").into())
 }
 
-/// The directory of a local cluster.
+/// The directory of a local cluster, as [`resolved`].
 struct Home(PathBuf);
 
 impl Home {
+    fn at(dir: &Path) -> Result<Self, Failure> {
+        check_home(dir)?;
+        Ok(Self(resolved(dir)?))
+    }
+
     fn key(&self) -> PathBuf {
         self.0.join("key")
     }
@@ -118,6 +137,20 @@ impl Home {
 
     fn mountpoint_file(&self) -> PathBuf {
         self.0.join("mountpoint")
+    }
+
+    /// Where `up` has mounted it, or was about to.
+    fn mountpoint(&self) -> Result<Option<PathBuf>, Failure> {
+        let file = self.mountpoint_file();
+        match fs::read(&file) {
+            Ok(path) => Ok(Some(resolved(Path::new(&OsString::from_vec(path)))?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("cannot read {}: {error}", file.display()).into()),
+        }
+    }
+
+    fn data(&self, id: u16) -> PathBuf {
+        self.node(id).join("data")
     }
 
     fn log(&self, id: u16) -> PathBuf {
@@ -147,11 +180,43 @@ impl Home {
     fn running(&self, id: u16) -> Option<Pid> {
         let pid = fs::read_to_string(self.pid_file(id)).ok()?.trim().parse::<i32>().ok()?;
         let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let data = self.node(id).join("data");
-        let ours =
-            words.split(|byte| *byte == 0).any(|word| word == data.as_os_str().as_encoded_bytes());
+        let data = self.data(id);
+        let ours = words.split(|byte| *byte == 0).any(|word| {
+            let word = Path::new(std::ffi::OsStr::from_bytes(word));
+            word == data || is_same(word, &data)
+        });
         if ours { Pid::from_raw(pid) } else { None }
     }
+
+    /// An error if a process holds the data of the node: a node locks it for as long as it runs.
+    fn check_unused(&self, id: u16) -> Result<(), Failure> {
+        let lock = self.data(id).join("lock");
+        match File::open(&lock).map(|file| file.try_lock()) {
+            Ok(Err(TryLockError::WouldBlock)) => {
+                let holder = fs::read_to_string(&lock).unwrap_or_default();
+                Err(format!(
+                    "node {id} still runs: process {} holds {}; end that process, then `sealfs local down --dir {}`",
+                    holder.trim(),
+                    self.data(id).display(),
+                    self.0.display()
+                )
+                .into())
+            }
+            Ok(Err(TryLockError::Error(error))) => {
+                Err(format!("cannot lock {}: {error}", lock.display()).into())
+            }
+            Ok(Ok(())) => Ok(()),
+            // A node that never got so far.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(format!("cannot open {}: {error}", lock.display()).into()),
+        }
+    }
+}
+
+/// Whether both paths lead to one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let identity = |path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 fn up(home: &Home, mountpoint: &Path, count: u16, size: &str) -> Result<(), Failure> {
@@ -159,16 +224,8 @@ fn up(home: &Home, mountpoint: &Path, count: u16, size: &str) -> Result<(), Fail
         prepare(home, count)?;
     }
     let lines = home.node_lines()?;
-    let is_here = fs::read(home.mountpoint_file())
-        .is_ok_and(|there| there == mountpoint.as_os_str().as_encoded_bytes());
-    if is_here
-        && sealfs_client::is_mounted(mountpoint)
-        && lines.iter().all(|(id, _)| home.running(*id).is_some())
-    {
-        show(home)?;
-        println!("\nit is up already, mounted on {}", mountpoint.display());
-        return Ok(());
-    }
+    let is_mounted = check_mountpoint(home, mountpoint)?;
+    let mut is_new = true;
     let mut started = Vec::new();
     let result = lines
         .iter()
@@ -176,7 +233,14 @@ fn up(home: &Home, mountpoint: &Path, count: u16, size: &str) -> Result<(), Fail
         .try_for_each(|(id, address)| {
             start_node(home, *id, address, size).map(|child| started.push((*id, child)))
         })
-        .and_then(|()| mount(home, mountpoint));
+        .and_then(|()| {
+            // Asked only now: a mount answers nothing without its nodes. One whose client is dead is made anew.
+            if is_mounted && fs::symlink_metadata(mountpoint).is_ok() {
+                is_new = false;
+                return Ok(());
+            }
+            mount(home, mountpoint)
+        });
     if let Err(error) = result {
         for (id, mut child) in started {
             let _ = child.kill();
@@ -185,25 +249,39 @@ fn up(home: &Home, mountpoint: &Path, count: u16, size: &str) -> Result<(), Fail
         }
         return Err(error);
     }
-    fs::write(home.mountpoint_file(), mountpoint.as_os_str().as_encoded_bytes())?;
     show(home)?;
+    let how = if started.is_empty() && !is_new { "it is up already, " } else { "" };
     println!(
-        "\nmounted on {}; `sealfs local down` ends it and keeps the data in {}",
+        "\n{how}mounted on {}; `sealfs local down` ends it and keeps the data in {}",
         mountpoint.display(),
         home.0.display()
     );
     Ok(())
 }
 
+/// Whether the cluster is mounted at `mountpoint` already; an error if it is mounted elsewhere, or something else here.
+fn check_mountpoint(home: &Home, mountpoint: &Path) -> Result<bool, Failure> {
+    let (shown, dir) = (mountpoint.display(), home.0.display());
+    match home.mountpoint()?.filter(|there| sealfs_client::is_mounted(there)) {
+        Some(there) if there == mountpoint => Ok(true),
+        Some(there) => Err(format!(
+            "cannot mount on {shown}: the cluster of {dir} is up and mounted on {}; for another mount of it: `sealfs \
+             mount --key {} {} {shown}`; to end it first: `sealfs local down --dir {dir}`",
+            there.display(),
+            home.key().display(),
+            home.nodes().display(),
+        )
+        .into()),
+        None if sealfs_client::is_mounted(mountpoint) => Err(format!(
+            "cannot mount on {shown}: another sealfs is mounted there; unmount it first: sealfs umount {shown}"
+        )
+        .into()),
+        None => Ok(false),
+    }
+}
+
 /// Makes key and nodes file; the nodes file last, for its presence says that all is there.
 fn prepare(home: &Home, count: u16) -> Result<(), Failure> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&home.0)
-        .map_err(|error| format!("cannot make {}: {error}", home.0.display()))?;
-    // Somebody else may have been faster.
-    check_home(&home.0)?;
     if !home.key().exists() {
         super::key::create(&home.key())?;
     }
@@ -222,10 +300,10 @@ fn prepare(home: &Home, count: u16) -> Result<(), Failure> {
 
 /// Starts a node and waits until it says that it is ready.
 fn start_node(home: &Home, id: u16, address: &str, size: &str) -> Result<Child, Failure> {
-    let log = fs::File::options().create(true).append(true).open(home.log(id))?;
+    let log = File::options().create(true).append(true).open(home.log(id))?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--log", "info", "serve", "--listen", address, "--id", &id.to_string()]);
-    command.arg("--data").arg(home.node(id).join("data"));
+    command.arg("--data").arg(home.data(id));
     command.arg("--nodes").arg(home.nodes()).arg("--key").arg(home.key());
     command.args(["--size", size]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
@@ -246,6 +324,7 @@ fn start_node(home: &Home, id: u16, address: &str, size: &str) -> Result<Child, 
 }
 
 fn mount(home: &Home, mountpoint: &Path) -> Result<(), Failure> {
+    fs::write(home.mountpoint_file(), mountpoint.as_os_str().as_bytes())?;
     let status = Command::new(std::env::current_exe()?)
         .args(["--log", "info", "mount", "--transport", "tcp"])
         .arg("--key")
@@ -258,6 +337,9 @@ fn mount(home: &Home, mountpoint: &Path) -> Result<(), Failure> {
     if status.success() {
         Ok(())
     } else {
+        if !sealfs_client::is_mounted(mountpoint) {
+            let _ = fs::remove_file(home.mountpoint_file());
+        }
         Err(format!("mounting on {} failed", mountpoint.display()).into())
     }
 }
@@ -285,8 +367,7 @@ fn show(home: &Home) -> Result<(), Failure> {
 
 fn down(home: &Home, wipe: bool, force: bool) -> Result<(), Failure> {
     let lines = home.node_lines()?;
-    if let Ok(mountpoint) = fs::read_to_string(home.mountpoint_file()) {
-        let mountpoint = PathBuf::from(mountpoint);
+    if let Some(mountpoint) = home.mountpoint()? {
         if sealfs_client::is_mounted(&mountpoint) {
             sealfs_client::unmount(&mountpoint, force)?;
         }
@@ -298,6 +379,7 @@ fn down(home: &Home, wipe: bool, force: bool) -> Result<(), Failure> {
                 format!("node {id} (pid {pid}): {error}", pid = pid.as_raw_nonzero())
             })?;
         }
+        home.check_unused(*id)?;
         let _ = fs::remove_file(home.pid_file(*id));
     }
     if wipe {

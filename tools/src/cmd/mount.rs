@@ -55,6 +55,13 @@ pub(crate) struct Args {
     pin: Option<usize>,
 }
 
+impl Args {
+    /// Whether it stays in the terminal that it was started in.
+    pub(crate) const fn foreground(&self) -> bool {
+        self.foreground
+    }
+}
+
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let mut options = MountOptions::default();
     for list in &args.options {
@@ -81,6 +88,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     }
     let config = MountConfig {
         nodes: addresses(&args.nodes)?,
+        source: args.nodes,
         mountpoint: absolute(&args.mountpoint)?,
         options,
         pin: args.pin,
