@@ -65,6 +65,10 @@ impl Segments {
         let mut behind = None;
         let mut entries_len = 0;
         while let Some((first, extent)) = found.pop_front() {
+            if extent.len() < SEGMENT_LEN {
+                let cause = format!("it was made with {SEGMENT_LEN} bytes or more");
+                return Err(segments.refused(extent.len(), extent.place(), &cause));
+            }
             let bytes = extent.read()?;
             let read = segments.check(first, &bytes, behind);
             if let Some(tail) = read.tail {
@@ -386,6 +390,22 @@ mod tests {
                 "{error}"
             );
         });
+    }
+
+    #[test]
+    fn a_segment_that_was_shortened_is_refused() {
+        let (_dir, store) = both().into_iter().next().expect("a directory comes first");
+        two_segments(&store);
+        let last = extents(&store).pop().unwrap();
+        let path = last.place().to_string();
+        std::fs::File::options().write(true).open(path).unwrap().set_len(5_000).unwrap();
+        for last in [KILLED, POWER_LOST] {
+            let error = recover(&store, last).unwrap_err().to_string();
+            assert!(
+                error.contains("at byte 5000") && error.contains("it was made with"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ fn fsx_finds_nothing_in_a_small_file() {
     let mut cluster = Cluster::start(3);
     let mount = cluster.mount();
     for seed in [1, 2, 3] {
-        fsx(&mount, &format!("small{seed}"), FSX_SMALL, seed, 10_000);
+        fsx(&mount, &format!("small{seed}"), FSX_SMALL, seed, 20_000);
     }
 }
 
