@@ -168,7 +168,9 @@ fn map(len: usize) -> io::Result<MmapMut> {
     if len >= HUGE_PAGE {
         let whole = len.next_multiple_of(HUGE_PAGE);
         let bits = HUGE_PAGE.trailing_zeros() as u8;
-        match MmapOptions::new().len(whole).huge(Some(bits)).map_anon() {
+        let map = MmapOptions::new().len(whole).huge(Some(bits)).map_anon();
+        // Touched now: where a process is confined to memory that has none left this fails, and a later touch would be SIGBUS.
+        match map.and_then(|map| map.advise(Advice::PopulateWrite).map(|()| map)) {
             Ok(map) => return Ok(map),
             Err(error) => tracing::debug!(%error, whole, "no huge pages are set aside"),
         }
