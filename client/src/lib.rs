@@ -22,7 +22,7 @@ pub use daemon::{Forked, Started, daemonize, default_log};
 pub use link::Network;
 pub use mount::{Mount, MountConfig, MountError, POOL_LEN, unmount};
 pub use options::{Consistency, MountOptions};
-pub use point::is_mounted;
+pub use point::{is_mounted, remount};
 pub use probe::{BULK_LEN, Measured, Probed, ROUND_TRIPS, probe_nodes};
 pub use sealfs_net::{
     Choice, FileError, Libraries, libraries, memory_beside_arena, port_mtu, read_key, read_nodes,

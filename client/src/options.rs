@@ -24,6 +24,8 @@ pub enum Consistency {
 /// How to mount; [`MountOptions::default`] is what `sealfs mount` does when told nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
+    /// Not a mount but other flags for one that is there (`remount`): [`crate::remount`].
+    pub remount: bool,
     /// No writes through this mount (`ro`).
     pub read_only: bool,
     /// Devices cannot be opened (`nodev`).
@@ -53,6 +55,7 @@ pub struct MountOptions {
 impl Default for MountOptions {
     fn default() -> Self {
         Self {
+            remount: false,
             read_only: false,
             nodev: false,
             nosuid: false,
@@ -77,6 +80,7 @@ impl MountOptions {
 
     fn apply_one(&mut self, word: &str) -> Result<(), MountError> {
         match word {
+            "remount" => self.remount = true,
             "ro" => self.read_only = true,
             "rw" => self.read_only = false,
             "nodev" => self.nodev = true,
@@ -159,7 +163,8 @@ const MEMORY_MIN: usize = 64 << 20;
 /// Ten thousand requests in flight; more is a mistaken unit.
 const MEMORY_MAX: usize = 16 << 30;
 
-/// Words of mount(8), fstab(5) and systemd.mount(5) that are not for the file system.
+/// Words of mount(8), fstab(5) and systemd.mount(5) that are not for the file system, and those that the kernel lists of a
+/// FUSE mount, which mount(8) gives back when it is to remount.
 fn is_for_mount(word: &str) -> bool {
     const WORDS: [&str; 24] = [
         "defaults",
@@ -187,7 +192,8 @@ fn is_for_mount(word: &str) -> bool {
         "silent",
         "loud",
     ];
-    const BEGINNINGS: [&str; 5] = ["x-", "X-", "comment=", "uhelper=", "helper="];
+    const BEGINNINGS: [&str; 8] =
+        ["x-", "X-", "comment=", "uhelper=", "helper=", "user_id=", "group_id=", "max_read="];
     WORDS.contains(&word) || BEGINNINGS.iter().any(|beginning| word.starts_with(beginning))
 }
 
@@ -216,6 +222,11 @@ mod tests {
             ..MountOptions::default()
         };
         assert_eq!(options, expected);
+        // As mount(8) puts it together from the mount table.
+        let mut options = MountOptions::default();
+        let list = "rw,nosuid,relatime,user_id=0,group_id=0,default_permissions,allow_other,max_read=1048576,remount,ro";
+        options.apply(list).unwrap();
+        assert!(options.remount && options.read_only && options.nosuid, "{options:?}");
     }
 
     #[test]

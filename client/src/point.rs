@@ -1,4 +1,4 @@
-//! The mountpoint: how a FUSE mount is made and undone in the kernel.
+//! The mountpoint: how a FUSE mount is made, changed and undone in the kernel.
 //!
 //! The superuser mounts with mount(2). Anybody else asks fusermount3 (set-user-id, of the package fuse3), which mounts and
 //! sends the descriptor of /dev/fuse back over a socket whose number is in the environment variable `_FUSE_COMMFD`.
@@ -119,6 +119,30 @@ pub fn is_mounted(path: &Path) -> bool {
     table.split(|&byte| byte == b'\n').any(|line| {
         let (head, tail) = split_mountinfo(line);
         tail.starts_with(FS_TYPE.as_bytes()) && head == path.as_os_str().as_bytes()
+    })
+}
+
+/// Gives the mount at `mountpoint` the flags of `options` (`ro`, `nodev`, `nosuid`, `noexec`, `noatime`; what is not named
+/// is unset, and mount(8) names what was set). Everything else stays as it was mounted.
+pub fn remount(mountpoint: &Path, options: &MountOptions) -> Result<(), MountError> {
+    let shown = mountpoint.display();
+    let path = fs::canonicalize(mountpoint)
+        .map_err(|error| MountError(format!("mountpoint {shown}: {error}")))?;
+    if !is_mounted(&path) {
+        return Err(MountError(format!(
+            "no sealfs is mounted at {shown}; /proc/mounts shows where, or mount without `remount`"
+        )));
+    }
+    let flags = mount_flags(options) | libc::MS_REMOUNT;
+    sys::mount(c"", &c_string(&path)?, c"", flags, c"").map_err(|error| {
+        let next = match error.raw_os_error() {
+            Some(libc::EPERM) => "only root may; others unmount it and mount it anew",
+            Some(libc::EBUSY) => {
+                "files are open for writing, or removed and in use yet; close them"
+            }
+            _ => "see dmesg",
+        };
+        MountError(format!("cannot remount {shown}: {error}; {next}"))
     })
 }
 
@@ -335,6 +359,13 @@ mod tests {
         fs::write(&file, b"").unwrap();
         assert!(ready(&file).unwrap_err().to_string().contains("not a directory"));
         assert_eq!(ready(dir.path()).unwrap(), fs::canonicalize(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn only_a_mount_of_ours_is_remounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = remount(dir.path(), &MountOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("no sealfs is mounted"), "{error}");
     }
 
     #[test]

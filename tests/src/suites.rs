@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::cluster::run;
+use crate::cluster::{InSbin, run};
 
 /// Everything but what Linux has not: file flags, NFSv4 ACLs, st_birthtime in struct stat.
 const PJDFSTEST: &str = r#"
@@ -15,18 +15,27 @@ utimensat = {}
 utime_now = {}
 [settings]
 naptime = 0.02
-allow_remount = false
+allow_remount = REMOUNT
 [dummy_auth]
 entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 "#;
+
+/// The tests that change what is mounted read-only: run if they are the only pattern.
+pub const EROFS: &str = "erofs";
 
 /// Runs pjdfstest's tests whose names contain one of `patterns` (all, if there is none) below `mount`. Panics if one
 /// fails; returns how many passed.
 #[must_use]
 pub fn pjdfstest(mount: &Path, patterns: &[&str]) -> u32 {
+    // The tests of EROFS remount. Among all others that fails with EBUSY now and then, as the kernel still holds an inode
+    // of theirs that is removed; so they run alone.
+    let remounts = patterns == [EROFS];
+    // What mount(8) calls to remount a type that the kernel lists as fuse.sealfs.
+    let _name = remounts.then(|| InSbin::named("mount.fuse.sealfs"));
+    let settings = PJDFSTEST.replace("REMOUNT", if remounts { "true" } else { "false" });
     let outside = tempfile::tempdir().expect("a temporary directory");
     let config = outside.path().join("pjdfstest.toml");
-    fs::write(&config, PJDFSTEST).expect("the configuration can be written");
+    fs::write(&config, settings).expect("the configuration can be written");
     let output = run(Command::new("pjdfstest")
         .args(["-c".as_ref(), config.as_os_str(), "-p".as_ref(), mount.as_os_str()])
         .args(["-s".as_ref(), outside.path().as_os_str()])

@@ -1,13 +1,19 @@
 //! The public conformance suites on a real mount of three nodes: pjdfstest (as root) and fsx.
 
 use sealfs_tests::cluster::Cluster;
-use sealfs_tests::suites::{FSX_LARGE, FSX_SMALL, fsx, pjdfstest};
+use sealfs_tests::suites::{EROFS, FSX_LARGE, FSX_SMALL, fsx, pjdfstest};
 
 #[test]
 fn pjdfstest_has_no_failures() {
     let mut cluster = Cluster::start(3);
     let passed = pjdfstest(&cluster.mount(), &[]);
     assert!(passed >= 375, "{passed} passed");
+}
+
+#[test]
+fn a_mount_that_is_remounted_read_only_refuses_every_change() {
+    let mut cluster = Cluster::start(3);
+    assert_eq!(pjdfstest(&cluster.mount(), &[EROFS]), 13);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! A verb parses, calls a library, prints. Exit status 0: done; 1: an error, whose text names the thing, the cause and
 //! the next step; 2: the command line is wrong (`doctor`: 1 is degraded, 2 unusable or a wrong command
-//! line). Called as `mount.sealfs` it speaks mount(8)'s helper convention.
+//! line). Called as `mount.sealfs` or `mount.fuse.sealfs` it speaks mount(8)'s helper convention.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -58,7 +58,7 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().collect();
     let called_as = words.first().map(Path::new).and_then(Path::file_name);
-    let words = if called_as.is_some_and(|name| name == "mount.sealfs") {
+    let words = if called_as.is_some_and(cmd::mount::is_helper) {
         cmd::mount::from_helper(&words)
     } else {
         words

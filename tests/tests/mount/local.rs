@@ -140,3 +140,19 @@ fn what_fstab_names_is_mounted_once() {
         run(Command::new(binary()).arg("umount").arg(&mountpoint));
     }
 }
+
+#[test]
+fn a_mount_is_remounted_read_only_and_back_without_losing_its_other_flags() {
+    let mut cluster = Cluster::start(1);
+    let _name = InSbin::named("mount.fuse.sealfs");
+    let mount = cluster.mount_with(&["-o", "nodev,nosuid"]);
+    let remount = |how| run(Command::new("mount").args(["-o", how]).arg(&mount));
+    remount("remount,ro");
+    let error = fs::write(mount.join("file"), "x").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    remount("remount,rw");
+    fs::write(mount.join("file"), "x").unwrap();
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = table.lines().find(|line| line.contains(mount.to_str().unwrap())).unwrap();
+    assert!(line.contains(" rw,nosuid,nodev,"), "{line}");
+}

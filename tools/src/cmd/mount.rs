@@ -1,6 +1,6 @@
-//! `sealfs mount`, and mount(8)'s helper `mount.sealfs`.
+//! `sealfs mount`, and mount(8)'s helper: `mount.sealfs`, and `mount.fuse.sealfs` for what is mounted already.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use sealfs_client::{Forked, Mount, MountConfig, MountOptions, Started, daemonize, default_log};
@@ -82,6 +82,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     if args.key.is_some() {
         options.key = args.key;
     }
+    if options.remount {
+        if args.fake {
+            return Ok(());
+        }
+        return Ok(sealfs_client::remount(&absolute(&args.mountpoint)?, &options)?);
+    }
     // A daemon's working directory is the root.
     if let Some(key) = &mut options.key {
         *key = absolute(key)?;
@@ -127,6 +133,11 @@ fn serve(config: MountConfig, started: Started) -> Result<(), Failure> {
 pub(crate) fn addresses(text: &str) -> Result<Vec<Address>, Failure> {
     let nodes = sealfs_client::read_nodes(text)?;
     Ok(nodes.nodes.into_iter().flat_map(|node| node.addresses).collect())
+}
+
+/// Whether mount(8) has called: by the type that fstab names, or by the one that the kernel lists.
+pub(crate) fn is_helper(name: &OsStr) -> bool {
+    name == "mount.sealfs" || name == "mount.fuse.sealfs"
 }
 
 /// mount(8) calls `mount.sealfs NODES MOUNTPOINT [-sfnv] [-N NAMESPACE] [-o LIST] [-t TYPE]`: the same as `sealfs mount`, but
