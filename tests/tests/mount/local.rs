@@ -24,11 +24,12 @@ impl Local {
         self.0.path().join(name)
     }
 
-    /// `sealfs local VERB --dir ../cluster`, as from a subdirectory.
+    /// `sealfs local VERB --dir DIR`: by its whole path to start, from a subdirectory for everything else.
     fn command(&self, verb: &str, words: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.current_dir(self.path("sub"));
-        command.args(["local", verb, "--dir", "../cluster"]).args(words);
+        let dir = if verb == "up" { self.path("cluster") } else { "../cluster".into() };
+        command.args(["local", verb, "--dir"]).arg(dir).args(words);
         command
     }
 
