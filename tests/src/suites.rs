@@ -27,8 +27,8 @@ pub const EROFS: &str = "erofs";
 /// fails; returns how many passed.
 #[must_use]
 pub fn pjdfstest(mount: &Path, patterns: &[&str]) -> u32 {
-    // The tests of EROFS remount. Among all others that fails with EBUSY now and then, as the kernel still holds an inode
-    // of theirs that is removed; so they run alone.
+    // The tests of EROFS remount. Among all others that has failed with EBUSY, which the kernel says while something is open
+    // for writing or a removed inode is held (by whom was not found out); so they run alone.
     let remounts = patterns == [EROFS];
     // What mount(8) calls to remount a type that the kernel lists as fuse.sealfs.
     let _name = remounts.then(|| InSbin::named("mount.fuse.sealfs"));
