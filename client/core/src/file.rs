@@ -288,8 +288,8 @@ impl File {
     }
 
     /// A lock is about to be asked for or given up: see [`Held::ask`].
-    pub(crate) fn ask_lock(&self, lock: Lock) {
-        self.state.borrow_mut().held.ask(lock);
+    pub(crate) fn ask_lock(&self, lock: Lock) -> Vec<Lock> {
+        self.state.borrow_mut().held.ask(lock)
     }
 
     /// Whether anybody holds locks here.

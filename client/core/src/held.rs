@@ -38,21 +38,21 @@ impl Held {
     }
 
     /// `lock` is about to be asked for. What its owner has of the range counts from now on as what the shard leaves of it at
-    /// least, for another may have the rest before the answer is here: less when it is given up or shared, and nothing when
-    /// flock(2) converts to exclusive, which gives up first.
-    pub(crate) fn ask(&mut self, lock: Lock) {
-        let of_owner = |held: &&Lock| (held.space, held.owner) == (lock.space, lock.owner);
-        let held: Vec<Lock> = self.0.iter().filter(of_owner).copied().collect();
-        for held in held.iter().filter(|held| held.end >= lock.start && held.start <= lock.end) {
-            let kind = match (lock.space, held.kind, lock.kind) {
-                (_, _, LockKind::Unlock) => LockKind::Unlock,
-                (_, LockKind::Write, LockKind::Read) => LockKind::Read,
-                (LockSpace::Flock, LockKind::Read, LockKind::Write) => LockKind::Unlock,
-                _ => continue,
-            };
-            let (start, end) = (held.start.max(lock.start), held.end.min(lock.end));
-            self.apply(Lock { kind, start, end, ..*held });
-        }
+    /// least, for another may have the rest before the answer is here: less when it is given up, or shared where all of it is
+    /// held (neither is ever refused), and nothing when flock(2) converts to exclusive, which gives up first. Answers what is
+    /// to be [`Held::apply`]ed if the request fails all the same, with everything as it was.
+    pub(crate) fn ask(&mut self, lock: Lock) -> Vec<Lock> {
+        let mut held = self.within(lock);
+        let is_whole = held.iter().all(|part| part.kind != LockKind::Unlock);
+        held.retain(|part| match (lock.space, part.kind, lock.kind) {
+            (_, LockKind::Unlock, _) => false,
+            (_, _, LockKind::Unlock) | (LockSpace::Flock, LockKind::Read, LockKind::Write) => true,
+            (_, LockKind::Write, LockKind::Read) => is_whole,
+            _ => false,
+        });
+        let left = if lock.kind == LockKind::Read { LockKind::Read } else { LockKind::Unlock };
+        held.iter().for_each(|part| self.apply(Lock { kind: left, ..*part }));
+        held
     }
 
     /// Whether `owner` holds anything in `space`.
@@ -148,7 +148,8 @@ mod tests {
         held.apply(lock(LockKind::Write, 0, 29, 2));
         held.ask(lock(LockKind::Read, 10, 14, 1));
         held.ask(lock(LockKind::Unlock, 20, 99, 1));
-        // Only what is held is weakened; nothing is taken before it is granted.
+        // Only what is held is weakened; nothing is taken before it is granted, or where it may be refused.
+        assert_eq!(held.ask(lock(LockKind::Read, 18, 99, 1)), []);
         held.ask(lock(LockKind::Write, 40, 50, 1));
         held.ask(lock(LockKind::Write, 12, 14, 1));
         let write = LockKind::Write;
@@ -164,8 +165,10 @@ mod tests {
         ] {
             let mut held = Held::default();
             held.apply(flock(from));
-            held.ask(flock(to));
+            let before = held.ask(flock(to));
             assert_eq!(held.all().first().map(|lock| lock.kind), left);
+            before.into_iter().for_each(|lock| held.apply(lock));
+            assert_eq!(held.all(), [flock(from)]);
         }
     }
 

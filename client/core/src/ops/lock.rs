@@ -37,7 +37,7 @@ impl Fs {
         self.sure(&open.file, lock, wait).await?;
         let ino = open.file.ino;
         let converts = lock.space == LockSpace::Flock && open.file.holds(lock.space, lock.owner);
-        open.file.ask_lock(lock);
+        let before = open.file.ask_lock(lock);
         let taken = match wait {
             None => self.ask_done(ino.shard(), Request::Lock { ino, lock, wait: false }).await,
             Some(interrupt) => self.wait_for_lock(&open, lock, interrupt).await,
@@ -50,6 +50,8 @@ impl Fs {
                 open.file.apply_lock(given_up);
                 let unsure = Rc::clone(&open.file).unsure(lock.space, lock.owner);
                 self.spawn(self.clone().set_locks(Rc::clone(&open.file), vec![given_up], unsure));
+            } else {
+                before.into_iter().for_each(|lock| open.file.apply_lock(lock));
             }
             return Err(errno);
         }

@@ -144,6 +144,24 @@ fn a_lock_that_is_being_given_up_is_not_claimed() {
 }
 
 #[test]
+fn a_lock_that_was_not_made_a_shared_one_is_claimed_as_it_was() {
+    let mut world = World::new(3);
+    let (attr, handle) = world.create("a");
+    let held = lock(LockKind::Write, 4);
+    let fs = world.fs.clone();
+    world.run(async move { fs.lock(handle, held, None).await }).unwrap();
+    let behind = Lock { start: held.end + 1, end: held.end + 9, ..lock(LockKind::Write, 9) };
+    world.net.borrow_mut().model.locks.push((attr.ino, behind));
+    let fs = world.fs.clone();
+    let shared = Lock { end: behind.end, ..lock(LockKind::Read, 4) };
+    let refused = world.run(async move { fs.lock(handle, shared, None).await });
+    assert_eq!(refused, Err(Errno::EAGAIN));
+    world.net.borrow_mut().cut();
+    world.stat(attr.ino).unwrap();
+    assert!(world.net.borrow().claims.iter().any(|(_, claim)| claim.locks == [held]));
+}
+
+#[test]
 fn a_lock_is_given_up_after_the_writes_that_were_made_under_it() {
     let mut world = World::new(3);
     let (_, handle) = world.create("a");
