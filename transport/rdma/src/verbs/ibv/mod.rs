@@ -127,8 +127,7 @@ struct Open {
 
 /// The connection manager's descriptor.
 const CHANNEL: u64 = 0;
-/// Connections of one thread over one device: with all their windows they fit into a shared receive queue of 32,767 buffers,
-/// which is what common adapters have.
+/// Connections of one thread over one device, if its shared receive queue has room for their windows, 32 buffers each.
 const LINKS_MAX: usize = 1_024;
 /// Messages whose memory is made at once.
 const BLOCK: usize = 512;
