@@ -1,9 +1,9 @@
 //! What a request is: whether it changes something, and where it goes. Whoever asks, serves or checks asks here, so that no
 //! two of them can differ.
 //!
-//! 1. [`Request::is_change`] is total: a new request does not compile before it is decided.
+//! 1. [`Request::is_change`] and [`Request::who`] are total: a new request does not compile before it is decided.
 
-use crate::{Ino, Request, ShardId, chunk_shard};
+use crate::{Ino, Request, ShardId, Who, chunk_shard};
 
 impl Request {
     /// Whether it changes something: then it carries (session, sequence) and is executed exactly once.
@@ -53,6 +53,56 @@ impl Request {
             | Self::Resolve { .. }
             | Self::Decision { .. }
             | Self::RenameLock { .. } => false,
+        }
+    }
+
+    /// The program that asks; `None` where an earlier open has authorised the request, or none is needed.
+    #[must_use]
+    pub const fn who(&self) -> Option<&Who> {
+        match self {
+            Self::Lookup { who, .. }
+            | Self::Create { who, .. }
+            | Self::CreateUnnamed { who, .. }
+            | Self::Mkdir { who, .. }
+            | Self::Unlink { who, .. }
+            | Self::Rmdir { who, .. }
+            | Self::Rename { who, .. }
+            | Self::Link { who, .. }
+            | Self::List { who, .. }
+            | Self::SetAttr { who, .. }
+            | Self::Open { who, .. }
+            | Self::XattrGet { who, .. }
+            | Self::XattrList { who, .. }
+            | Self::XattrSet { who, .. }
+            | Self::XattrRemove { who, .. } => Some(who),
+            Self::Stat { .. }
+            | Self::ReadLink { .. }
+            | Self::Close { .. }
+            | Self::Raise { .. }
+            | Self::Settle { .. }
+            | Self::Reserve { .. }
+            | Self::Lock { .. }
+            | Self::LockTest { .. }
+            | Self::LockCancel { .. }
+            | Self::Parent { .. }
+            | Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Discard { .. }
+            | Self::Allocate { .. }
+            | Self::Extents { .. }
+            | Self::End { .. }
+            | Self::Sync
+            | Self::Space
+            | Self::Status
+            | Self::Ping
+            | Self::Claim { .. }
+            | Self::Leave
+            | Self::Prepare(_)
+            | Self::Resolve { .. }
+            | Self::Decision { .. }
+            | Self::RenameLock { .. }
+            | Self::Probe { .. }
+            | Self::Peers { .. } => None,
         }
     }
 

@@ -43,6 +43,8 @@ pub struct Settings {
     pub size: Option<String>,
     /// Bytes of buffers per core: `128M`.
     pub memory: Option<String>,
+    /// The one user, beside root, whose programs are served. Default: everybody's.
+    pub only_uid: Option<u32>,
     /// Seconds after which a silent client's session ends.
     pub lease: Option<u64>,
     /// Accepts a data directory or device that is a copy, whose original is gone for good.
@@ -78,6 +80,8 @@ pub struct Config {
     pub volume_len: Option<u64>,
     /// Bytes of buffers per core.
     pub memory: usize,
+    /// The one user, beside root, whose programs are served; `None`: everybody's.
+    pub only_uid: Option<u32>,
     /// A session that has sent nothing for so long has ended, milliseconds.
     pub lease_ms: u64,
     /// Accepts a data directory or device that is a copy.
@@ -120,6 +124,7 @@ impl Settings {
             durability: self.durability.or(below.durability),
             size: self.size.or(below.size),
             memory: self.memory.or(below.memory),
+            only_uid: self.only_uid.or(below.only_uid),
             lease: self.lease.or(below.lease),
             adopt: self.adopt.or(below.adopt),
         }
@@ -168,6 +173,7 @@ impl Settings {
             durability: parse_durability(self.durability.as_deref())?,
             volume_len,
             memory,
+            only_uid: self.only_uid,
             lease_ms,
             adopt: self.adopt.unwrap_or(false),
         })

@@ -82,6 +82,7 @@ impl Server {
         // Placing the shards is the costly part: once for all cores.
         let of_node = CoreConfig {
             durability: config.durability,
+            only_uid: config.only_uid,
             lease_ms: config.lease_ms,
             losses: dir.losses(),
             volume_blocks: dir.superblock().volume_len / u64::from(limits::BLOCK_SIZE),

@@ -36,6 +36,7 @@ fn config(data: &Path, cores: usize) -> Config {
         durability: Durability::Process,
         volume_len: Some(256 << 20),
         memory: 16 << 20,
+        only_uid: None,
         lease_ms: limits::LEASE_MS,
         adopt: false,
     }

@@ -71,6 +71,7 @@ impl World {
             requests_max: 4_096,
             // Longer than nodes go on dying.
             timeout_ms: 3_000_000,
+            only_uid: None,
             lease_ms: 3_600_000,
             seed,
         };

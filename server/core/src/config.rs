@@ -37,6 +37,8 @@ pub struct Config {
     pub losses: u64,
     /// When a change is acknowledged.
     pub durability: Durability,
+    /// The one user, beside root, whose programs are served; `None`: everybody's.
+    pub only_uid: Option<u32>,
     /// A session that has sent nothing for so long has ended, milliseconds.
     pub lease_ms: u64,
     /// Journal since the oldest snapshot, bytes, above which snapshots are taken and the journal is cut.
@@ -59,6 +61,7 @@ impl Config {
             volume_blocks: 0,
             losses: 0,
             durability: Durability::Process,
+            only_uid: None,
             lease_ms: limits::LEASE_MS,
             snapshot_bytes: SNAPSHOT_BYTES,
             requests_max: REQUESTS_MAX,

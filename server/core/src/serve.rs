@@ -259,6 +259,12 @@ fn admissible(world: &World, order: &Order) -> Result<(), Status> {
     if between_nodes && !matches!(order.peer, Peer::Node { .. }) {
         return Err(Status::Errno(Errno::EPERM));
     }
+    if let (Some(only), Some(who)) = (world.config.only_uid, order.request.who())
+        && who.uid != only
+        && who.uid != 0
+    {
+        return Err(Status::Errno(Errno::EACCES));
+    }
     match order.request.shard(world.config.map.shards()) {
         Some(shard) if shard != order.shard => Err(Status::Errno(Errno::EPROTO)),
         _ => Ok(()),

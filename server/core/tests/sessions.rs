@@ -6,7 +6,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use sealfs_proto::{
-    Errno, Ino, Lock, LockKind, LockOwner, LockSpace, NodeId, Reply, Request, Sequence,
+    Errno, Ino, Lock, LockKind, LockOwner, LockSpace, NodeId, Reply, Request, Sequence, SetAttr,
+    Who,
 };
 use sealfs_transport::{Ask, CallError};
 use support::{Cluster, Setup, create, entry};
@@ -172,4 +173,31 @@ fn what_nobody_claims_after_a_restart_is_reclaimed_after_a_lease() {
     cluster.run_ms(60_000);
     assert!(cluster.stat(file).is_err());
     assert_eq!(cluster.free_bytes(NODE), before);
+}
+
+#[test]
+fn a_cluster_for_one_user_serves_him_and_root_and_nobody_else() {
+    let mut cluster = Cluster::new(Setup { cores: 2, only_uid: Some(7), ..Setup::default() });
+    let root = Ino::ROOT;
+    let open_to_all = SetAttr { mode: Some(0o777), ..SetAttr::default() };
+    let set = Request::SetAttr { who: Who::root(), ino: root, set: open_to_all, opened: false };
+    cluster.change(root.shard(), set).unwrap();
+    let mkdir = |uid: u32| Request::Mkdir {
+        who: Who { uid, gid: uid, groups: Vec::new() },
+        dir: root,
+        name: format!("of {uid}").into(),
+        mode: 0o700,
+        umask: 0,
+    };
+    assert!(entry(cluster.change(root.shard(), mkdir(0))).is_ok());
+    assert!(entry(cluster.change(root.shard(), mkdir(7))).is_ok());
+    let refused = cluster.change(root.shard(), mkdir(8));
+    assert!(matches!(refused, Err(CallError::Errno(Errno::EACCES))), "{refused:?}");
+    let look = |uid: u32| {
+        let who = Who { uid, gid: 7, groups: vec![7] };
+        Request::Lookup { who, dir: root, name: "of 0".into() }
+    };
+    assert!(cluster.ask(root.shard(), look(7)).is_ok());
+    let refused = cluster.ask(root.shard(), look(8));
+    assert!(matches!(refused, Err(CallError::Errno(Errno::EACCES))), "{refused:?}");
 }

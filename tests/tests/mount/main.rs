@@ -205,6 +205,28 @@ for name, change in changes.items():
     run(Command::new("python3").args(["-c", CHANGES]).current_dir(&mount));
 }
 
+#[test]
+fn a_cluster_for_one_user_is_closed_to_others() {
+    let mut cluster = Cluster::start_with(2, &["--only-uid", "65534"]);
+    let mount = cluster.mount();
+    fs::set_permissions(&mount, PermissionsExt::from_mode(0o777)).unwrap();
+    fs::write(mount.join("of root"), b"open to all").unwrap();
+    let at_once = |uid: &str, script: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", uid, "--regid", uid, "--clear-groups", "sh", "-c", script]);
+        command.current_dir(&mount).output().unwrap()
+    };
+    let output = at_once("65534", "cat 'of root' && mkdir mine && echo text > mine/file");
+    assert!(output.status.success(), "{output:?}");
+    for script in ["cat 'of root'", "ls", "mkdir theirs", "cat mine/file", "rm -r mine"] {
+        let output = at_once("65533", script);
+        assert!(!output.status.success(), "{script}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("Permission denied"), "{script}: {said}");
+    }
+    assert_eq!(fs::read(mount.join("mine/file")).unwrap(), b"text\n");
+}
+
 /// A node that hangs does not even say no; the first of the list is the one that is asked first.
 #[test]
 fn a_node_that_hangs_is_the_only_one_that_is_missed_and_keeps_nobody_from_mounting() {

@@ -41,6 +41,7 @@ impl World {
             snapshot_bytes: if random.bool() { 1 << 14 } else { 1 << 30 },
             chunk_size: 64 << 10,
             timeout_ms: 3_000_000,
+            only_uid: None,
             lease_ms: 3_600_000,
             // Now and then little enough that blocks are soon reused.
             volume_blocks: if random.bool() { 2_048 } else { 65_536 },

@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// Buffers per core: `128M`.
     #[arg(long)]
     memory: Option<String>,
+    /// The one user, beside root, whose programs are served; all others get EACCES. Default: everybody's.
+    #[arg(long, value_name = "UID")]
+    only_uid: Option<u32>,
     /// Seconds after which a silent client's session ends: at least 90. Default: 120.
     #[arg(long, value_name = "SECONDS")]
     lease: Option<u64>,
@@ -76,6 +79,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         durability: args.durability,
         size: args.size,
         memory: args.memory,
+        only_uid: args.only_uid,
         lease: args.lease,
         adopt: args.adopt.then_some(true),
     };

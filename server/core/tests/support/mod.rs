@@ -258,6 +258,7 @@ pub(crate) struct Setup {
     pub(crate) cores: u16,
     pub(crate) durability: Durability,
     pub(crate) snapshot_bytes: u64,
+    pub(crate) only_uid: Option<u32>,
     pub(crate) lease_ms: u64,
     pub(crate) timeout_ms: u64,
     pub(crate) chunk_size: u32,
@@ -273,6 +274,7 @@ impl Default for Setup {
             cores: 1,
             durability: Durability::Process,
             snapshot_bytes: 1 << 30,
+            only_uid: None,
             lease_ms: 120_000,
             timeout_ms: 60_000,
             chunk_size: 1 << 20,
@@ -394,6 +396,7 @@ impl Cluster {
             losses: self.servers[usize::from(node.0 - 1)].device.borrow().losses,
             durability: self.setup.durability,
             snapshot_bytes: self.setup.snapshot_bytes,
+            only_uid: self.setup.only_uid,
             lease_ms: self.setup.lease_ms,
             requests_max: self.setup.requests_max,
             ..Config::new(Arc::clone(&self.map), node, CoreId(core), self.setup.cores)
