@@ -20,6 +20,7 @@ need cmake cmake
 ldconfig -p | grep -q libclang || compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || packages+=(libclang-dev)
 need losetup mount
 need mkfs.ext4 e2fsprogs
+need chromium chromium
 if [ ${#packages[@]} -gt 0 ]; then
     echo "installing ${packages[*]}"
     apt-get -o DPkg::Lock::Timeout=300 -qq update

@@ -36,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "sealfs-client",
         &["sealfs-proto", "sealfs-transport", "sealfs-ring", "sealfs-net", "sealfs-client-core"],
     ),
+    ("sealfs-io500", &[]),
     (
         "sealfs",
         &[
@@ -48,6 +49,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealfs-server",
             "sealfs-client-core",
             "sealfs-client",
+            "sealfs-io500",
         ],
     ),
     (

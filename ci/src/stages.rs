@@ -122,6 +122,13 @@ pub(crate) const STAGES: &[Stage] = &[
         run: || mount("programs"),
     },
     Stage {
+        name: "io500",
+        what: "IO500: our own phases on two mounts, the wrapper with a stand-in, the page in Chromium",
+        budget_min: 6,
+        quick: false,
+        run: || mount("io500"),
+    },
+    Stage {
         name: "vm",
         what: "what needs RDMA, over soft-RoCE in a VM",
         budget_min: 10,

@@ -4,6 +4,7 @@
 //! earlier one. All workers start together; a phase's time is from the start to the end of the slowest. Every
 //! operation's latency goes into a histogram (hdrhistogram, 3 digits).
 
+pub(crate) mod io500;
 mod works;
 
 use std::path::PathBuf;

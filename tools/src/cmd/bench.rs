@@ -1,16 +1,20 @@
-//! `sealfs bench DIR`.
+//! `sealfs bench DIR` and `sealfs bench io500 MOUNT...`.
 
 use std::path::PathBuf;
 
 use crate::Failure;
-use crate::bench::{Plan, Row, WORKS};
+use crate::bench::{Plan, Row, WORKS, io500};
 
 /// Measures a directory: a mount of sealfs, or any other to compare with. Works in a directory of its own inside it and
 /// removes that at the end.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Where to work.
-    dir: PathBuf,
+    #[arg(required = true)]
+    dir: Option<PathBuf>,
     /// Threads that work at once.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
     workers: u32,
@@ -28,14 +32,27 @@ pub(crate) struct Args {
     json: bool,
 }
 
+#[derive(clap::Subcommand)]
+enum Other {
+    Io500(io500::Args),
+    #[command(hide = true)]
+    Io500Worker,
+}
+
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    match &args.other {
+        Some(Other::Io500(args)) => return io500::run(args),
+        Some(Other::Io500Worker) => return io500::work(),
+        None => {}
+    }
+    let dir = args.dir.as_ref().ok_or("give the directory to measure")?;
     if let Some(name) = args.only.iter().find(|name| WORKS.iter().all(|work| work.name != **name)) {
         let names: Vec<_> = WORKS.iter().map(|work| work.name).collect();
         return Err(format!("no work is called {name:?}; there are {}", names.join(", ")).into());
     }
-    let root = args.dir.join(format!("sealfs-bench-{}", std::process::id()));
+    let root = dir.join(format!("sealfs-bench-{}", std::process::id()));
     std::fs::create_dir(&root)
-        .map_err(|error| format!("cannot work in {}: {error}", args.dir.display()))?;
+        .map_err(|error| format!("cannot work in {}: {error}", dir.display()))?;
     let plan = Plan { root: root.clone(), workers: args.workers, files: args.files, mib: args.mib };
     let result = measure(args, &plan);
     let cleaned = std::fs::remove_dir_all(&root);

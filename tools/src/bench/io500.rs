@@ -1,0 +1,100 @@
+//! `sealfs bench io500`: the phases of the IO500 with workers of our own.
+
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use sealfs_io500::archive::Archive;
+use sealfs_io500::own::{Bench, OFFICIAL_STONEWALL, OFFICIAL_TRANSFER};
+use sealfs_io500::{Kind, Outcome, Phase};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::Failure;
+
+/// Runs the phases of the IO500 with worker processes of our own on this machine: no MPI, and no official score (that is
+/// `sealfs io500`). Give several mounts of one file system, so that each worker reads what another mount wrote.
+///
+/// Works in a directory of its own in the first mount and removes that at the end. Whatever is read is checked.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Mounts of one file system, or directories of it.
+    #[arg(required = true, value_name = "MOUNT")]
+    mounts: Vec<PathBuf>,
+    /// Worker processes per mount (default: the processors, shared by the mounts).
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_024))]
+    workers: Option<u64>,
+    /// How long each of the four writing phases lasts.
+    #[arg(long, default_value_t = OFFICIAL_STONEWALL, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// MiB that ior-easy moves at once.
+    #[arg(long, default_value_t = OFFICIAL_TRANSFER >> 20, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=64))]
+    transfer: u64,
+    /// Keeps the run in this directory, and makes the page of all runs in it (index.html).
+    #[arg(long, value_name = "DIR")]
+    results: Option<PathBuf>,
+    /// One JSON object per phase, and one for the whole run.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Is a worker: `sealfs bench io500` starts it.
+pub(crate) fn work() -> Result<(), Failure> {
+    Ok(sealfs_io500::own::work(std::io::stdin().lock(), std::io::stdout().lock())?)
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let mounts = args.mounts.len() as u64;
+    let processors = thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let per_mount =
+        args.workers.unwrap_or((processors / mounts).max(if mounts == 1 { 2 } else { 1 }));
+    let this = std::env::current_exe()?;
+    let bench = Bench {
+        mounts: args.mounts.clone(),
+        workers: per_mount * mounts,
+        stonewall: Duration::from_secs(args.seconds),
+        transfer: args.transfer << 20,
+        worker: vec![this.into(), "bench".into(), "io500-worker".into()],
+    };
+    // Before the run, so that a directory that cannot be written is found before and not after it.
+    let archive = args.results.as_deref().map(Archive::open).transpose()?;
+    let last = archive.as_ref().map(|archive| archive.last(&Kind::Own)).transpose()?.flatten();
+    let record = bench.run(interrupts()?, |phase, outcome| tell(args.json, phase, outcome))?;
+    let page = archive.as_ref().map(|archive| archive.add(&record)).transpose()?;
+    if args.json {
+        println!("{}", serde_json::to_string(&record)?);
+        return Ok(());
+    }
+    print!("\n{}", record.table(last.as_ref()));
+    println!("\nNO OFFICIAL SCORE:");
+    record.reasons.iter().for_each(|reason| println!("  - {reason}"));
+    if let Some(page) = page {
+        println!("\nThe page of all runs: {}", page.display());
+    }
+    Ok(())
+}
+
+/// Says when somebody wants the run to end.
+fn interrupts() -> Result<mpsc::Receiver<()>, Failure> {
+    let (sender, receiver) = mpsc::channel();
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    thread::spawn(move || {
+        for _ in signals.forever() {
+            if sender.send(()).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+fn tell(json: bool, phase: Phase, outcome: Option<&Outcome>) {
+    match outcome {
+        None => eprintln!("{phase} ..."),
+        Some(outcome) if json => {
+            println!("{}", serde_json::to_string(outcome).expect("an outcome can be written"));
+        }
+        Some(_) => {}
+    }
+}
