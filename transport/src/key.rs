@@ -55,6 +55,18 @@ impl Key {
         id
     }
 
+    /// Another key, which follows from this one, `role` and `parts` and tells nothing of this one.
+    #[must_use]
+    pub fn derived(&self, role: &[u8], parts: &[&[u8]]) -> Self {
+        Self(self.prove(role, parts))
+    }
+
+    /// As a key file holds it, without a line end.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// HMAC-SHA256 over `role` and `parts`, each preceded by its length, so that no two lists give the same text.
     pub(crate) fn prove(&self, role: &[u8], parts: &[&[u8]]) -> Proof {
         let mut mac =
@@ -102,6 +114,21 @@ mod tests {
         for bad in ["", "0a", &"0g".repeat(32), &"0a".repeat(33), &"é".repeat(32)] {
             assert!(Key::from_hex(bad.as_bytes()).is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_derived_key_depends_on_everything_and_is_written_as_it_is_read() {
+        let key = Key::new([1; 32]);
+        let derived = key.derived(b"role", &[b"ab", b"c"]);
+        for other in [
+            key.derived(b"role", &[b"a", b"bc"]),
+            key.derived(b"other", &[b"ab", b"c"]),
+            Key::new([2; 32]).derived(b"role", &[b"ab", b"c"]),
+            key,
+        ] {
+            assert_ne!(derived.0, other.0);
+        }
+        assert_eq!(Key::from_hex(derived.to_hex().as_bytes()).unwrap().0, derived.0);
     }
 
     #[test]
