@@ -16,5 +16,6 @@ mod store;
 mod sys;
 
 pub use config::{Config, ConfigError, Settings};
+pub use datadir::cluster_at;
 pub use run::{Fatal, Server, StartError, Stopper};
 pub use sealfs_net::Choice;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use sealfs_meta::journal::SegmentHeader;
 use sealfs_meta::{RootOptions, State, snapshot};
-use sealfs_proto::{ClusterMap, Epoch, Ino, NodeId, Placement};
+use sealfs_proto::{ClusterId, ClusterMap, Epoch, Ino, NodeId, Placement};
 
 use crate::StartError;
 use crate::store::{self, FIRST_GENERATION, FileError, JournalId, Store, Volume, failed};
@@ -55,6 +55,15 @@ pub(crate) struct Wanted<'a> {
     pub(crate) cores: u16,
     /// A store that was copied is used from now on; its original is not.
     pub(crate) adopt: bool,
+}
+
+/// The cluster whose data lies at `path`; `None`: there is none. Refuses what is in use, and what is not sealfs's.
+pub fn cluster_at(path: &Path) -> Result<Option<ClusterId>, StartError> {
+    let store = store::open(path)?;
+    let Some(bytes) = store.superblock()? else { return Ok(None) };
+    let superblock = Superblock::from_bytes(&bytes)
+        .map_err(|error| StartError(format!("{}: {error}", store.name())))?;
+    Ok(Some(superblock.map.cluster))
 }
 
 impl LastRun {
