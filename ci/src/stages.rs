@@ -129,6 +129,13 @@ pub(crate) const STAGES: &[Stage] = &[
         run: || mount("io500"),
     },
     Stage {
+        name: "job",
+        what: "file systems of jobs on virtual nodes: up, down, killed at any moment, reaped",
+        budget_min: 5,
+        quick: false,
+        run: || mount("job"),
+    },
+    Stage {
         name: "vm",
         what: "what needs RDMA, over soft-RoCE in a VM",
         budget_min: 10,

@@ -25,6 +25,8 @@
 //! | configuration file | `server/config.rs`: `any_file_is_settings_or_refused_by_name` |
 //! | access control lists | `meta/access/acl.rs`: `any_bytes_are_a_list_that_comes_back_or_an_error` |
 //! | messages of the kernel (FUSE) | `messages_of_the_kernel` |
+//! | Slurm's host lists | `tools/job/hostlist.rs`: `any_bytes_are_names_within_the_limits_or_an_error_within_the_text` |
+//! | messages between a job's nodes | `tools/job/wire.rs`: `any_bytes_are_a_message_that_comes_back_or_an_error` |
 //! | `/proc` of a program | none: the kernel's own text, whose parsers (`client/fuse/fate.rs`, `groups.rs`) index nothing |
 
 use std::cell::Cell;

@@ -13,7 +13,10 @@
 mod bench;
 mod cmd;
 mod doctor;
+mod job;
 mod peers;
+mod place;
+mod process;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -46,6 +49,8 @@ enum Verb {
     Local(cmd::local::Args),
     /// Checks this machine and the way to the nodes, and says what to do.
     Doctor(cmd::doctor::Args),
+    /// A file system that lives as long as a job, for Slurm's prologue and epilogue or a job script.
+    Job(cmd::job::Args),
     /// Makes a key file that all nodes and clients of a cluster share.
     Key(cmd::key::Args),
     /// Measures a mount (or any directory): metadata and data rates with latencies.
@@ -85,6 +90,7 @@ fn main() -> ExitCode {
         Verb::Umount(args) => cmd::umount::run(&args).map(done),
         Verb::Status(args) => cmd::status::run(&args).map(done),
         Verb::Local(args) => cmd::local::run(args).map(done),
+        Verb::Job(args) => cmd::job::run(args).map(done),
         Verb::Key(args) => cmd::key::run(&args).map(done),
         Verb::Bench(args) => cmd::bench::run(&args).map(done),
     };

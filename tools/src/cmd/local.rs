@@ -10,18 +10,18 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::net::TcpListener;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::Pid;
 
-use crate::Failure;
+use crate::{Failure, place, process};
 
 /// A whole cluster on this machine.
 #[derive(clap::Args)]
@@ -70,7 +70,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.verb {
         Verb::Up { mountpoint, nodes, size, dir } => {
             let dir = named(dir);
-            make_home(&dir)?;
+            place::make_own(&dir)?;
             up(&Home::at(&dir)?, &resolved(&mountpoint)?, nodes, &size)
         }
         Verb::Down { dir, wipe, force } => down(&Home::at(&named(dir))?, wipe, force),
@@ -83,31 +83,9 @@ fn named(dir: Option<PathBuf>) -> PathBuf {
     dir.unwrap_or_else(default)
 }
 
-fn make_home(dir: &Path) -> Result<(), Failure> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|error| format!("cannot make {}: {error}", dir.display()).into())
-}
-
 /// The one path of what `path` names: without `..` and symbolic links, if it is there.
 fn resolved(path: &Path) -> io::Result<PathBuf> {
     fs::canonicalize(path).or_else(|_| std::path::absolute(path))
-}
-
-/// In /var/tmp anybody may have made it first. What is another's, or a symbolic link, or open to others is not used: key
-/// and pid files in it would be theirs.
-fn check_home(home: &Path) -> Result<(), Failure> {
-    let Ok(found) = fs::symlink_metadata(home) else { return Ok(()) };
-    let cause = if !found.is_dir() {
-        "it is no directory"
-    } else if found.uid() != rustix::process::geteuid().as_raw() {
-        "it belongs to another user"
-    } else if found.mode() & 0o022 != 0 {
-        "others may write in it"
-    } else {
-        return Ok(());
-    };
-    let shown = home.display();
-    Err(format!("{shown}: {cause}; remove it, or name a directory of your own with --dir").into())
 }
 
 /// The directory of a local cluster, as [`resolved`].
@@ -115,7 +93,7 @@ struct Home(PathBuf);
 
 impl Home {
     fn at(dir: &Path) -> Result<Self, Failure> {
-        check_home(dir)?;
+        place::check_own(dir, "remove it, or name a directory of your own with --dir")?;
         Ok(Self(resolved(dir)?))
     }
 
@@ -300,27 +278,17 @@ fn prepare(home: &Home, count: u16) -> Result<(), Failure> {
 
 /// Starts a node and waits until it says that it is ready.
 fn start_node(home: &Home, id: u16, address: &str, size: &str) -> Result<Child, Failure> {
-    let log = File::options().create(true).append(true).open(home.log(id))?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--log", "info", "serve", "--listen", address, "--id", &id.to_string()]);
     command.arg("--data").arg(home.data(id));
     command.arg("--nodes").arg(home.nodes()).arg("--key").arg(home.key());
     command.args(["--size", size]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
-    let mut child = command.spawn()?;
-    fs::write(home.pid_file(id), child.id().to_string())?;
-    let mut line = String::new();
-    let stdout = child.stdout.take().ok_or("the node's stdout is a pipe")?;
-    BufReader::new(stdout).read_line(&mut line)?;
-    if line.is_empty() {
-        let _ = child.wait();
-        let log = fs::read_to_string(home.log(id)).unwrap_or_default();
-        let last = log.lines().last().unwrap_or("it said nothing");
-        return Err(
-            format!("node {id} did not start: {last} (log: {})", home.log(id).display()).into()
-        );
-    }
-    Ok(child)
+    command.process_group(0);
+    let log = home.log(id);
+    let starting = process::start_node(&mut command, &log)?;
+    fs::write(home.pid_file(id), starting.child.id().to_string())?;
+    let ready = starting.ready(Instant::now() + START_MAX);
+    ready.map_err(|error| format!("node {id} did not start: {error}").into())
 }
 
 fn mount(home: &Home, mountpoint: &Path) -> Result<(), Failure> {
@@ -375,7 +343,8 @@ fn down(home: &Home, wipe: bool, force: bool) -> Result<(), Failure> {
     }
     for (id, _) in &lines {
         if let Some(pid) = home.running(*id) {
-            end(pid, Duration::from_secs(30)).map_err(|error| {
+            let is_ours = || home.running(*id) == Some(pid);
+            process::end(pid, Duration::from_secs(30), is_ours).map_err(|error| {
                 format!("node {id} (pid {pid}): {error}", pid = pid.as_raw_nonzero())
             })?;
         }
@@ -388,47 +357,5 @@ fn down(home: &Home, wipe: bool, force: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Asks the process to end and waits; SIGKILL when it does not: what it acknowledged is written already.
-fn end(pid: Pid, patience: Duration) -> Result<(), Failure> {
-    let process = match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(process) => process,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    let deadline = Instant::now() + patience;
-    for signal in [Signal::TERM, Signal::KILL] {
-        pidfd_send_signal(&process, signal)?;
-        let mut wait = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
-        let timeout = rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: 0 };
-        if rustix::event::poll(&mut wait, Some(&timeout))? > 0 {
-            return Ok(());
-        }
-    }
-    Err("does not end, not even by SIGKILL".into())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::Permissions;
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use super::*;
-
-    #[test]
-    fn a_home_that_others_could_have_laid_out_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = dir.path().join("home");
-        let refused = |home: &Path| check_home(home).err().map(|error| error.to_string());
-        assert_eq!(refused(&home), None, "it will be made");
-        fs::create_dir(&home).unwrap();
-        fs::set_permissions(&home, Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(refused(&home), None);
-        fs::set_permissions(&home, Permissions::from_mode(0o777)).unwrap();
-        assert!(refused(&home).unwrap().contains("others may write"));
-        let link = dir.path().join("link");
-        symlink(dir.path(), &link).unwrap();
-        assert!(refused(&link).unwrap().contains("no directory"));
-        assert!(refused(Path::new("/tmp")).unwrap().contains("--dir"));
-    }
-}
+/// What a node may take to read what it has kept.
+const START_MAX: Duration = Duration::from_secs(600);

@@ -1,0 +1,247 @@
+//! Virtual nodes: each has its own mount namespace, with memory of its own over /run, /var/lib and /mnt, and an address of
+//! its own from 127.0.0.0/8. What is left on a node is seen from outside: its processes, its mounts, its files.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+
+use sealfs_tests::cluster::binary;
+
+/// Some nodes, n1 and so on, with one site key.
+pub(crate) struct Nodes {
+    _shared: tempfile::TempDir,
+    pub(crate) all: Vec<Node>,
+    pub(crate) list: String,
+}
+
+/// One of them; a process that sleeps in its namespace keeps it.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    keeper: Child,
+    before: Left,
+}
+
+/// What is there on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Left {
+    processes: BTreeSet<String>,
+    mounts: BTreeSet<String>,
+    files: BTreeSet<String>,
+}
+
+/// The user that jobs belong to, and another one.
+pub(crate) const USER: u32 = 12_345;
+pub(crate) const OTHER: u32 = 12_346;
+
+impl Nodes {
+    /// `count` nodes with these settings beside the necessary ones.
+    pub(crate) fn new(count: usize, settings: &str) -> Self {
+        let shared = tempfile::tempdir().expect("a temporary directory");
+        // Several tests may run on a machine, one after the other or not.
+        let net = std::process::id() % 250 + 1;
+        let mut hosts = String::from("127.0.0.1 localhost\n");
+        for at in 1..=count {
+            hosts.push_str(&format!("127.77.{net}.{at} n{at}\n"));
+        }
+        fs::write(shared.path().join("hosts"), hosts).expect("it can be written");
+        fs::write(
+            shared.path().join("job.toml"),
+            format!("size = '256M'\ncores = '0'\n{settings}"),
+        )
+        .expect("it can be written");
+        let key = shared.path().join("site.key");
+        sealfs_tests::cluster::run(Command::new(binary()).arg("key").arg(&key));
+        let all = (1..=count).map(|at| Node::start(&format!("n{at}"), shared.path())).collect();
+        let list = if count == 1 { "n1".into() } else { format!("n[1-{count}]") };
+        Self { _shared: shared, all, list }
+    }
+
+    /// `sealfs job up` on all nodes at a time; what each has said.
+    pub(crate) fn up(&self, id: &str, words: &[&str]) -> Vec<Output> {
+        let uid = USER.to_string();
+        let words =
+            [&["up", "--id", id, "--hosts", &self.list, "--uid", &uid, "--gid", &uid], words];
+        self.job(&words.concat())
+    }
+
+    /// The same, which must succeed everywhere; the mount's path.
+    pub(crate) fn up_well(&self, id: &str, words: &[&str]) -> PathBuf {
+        let outputs = self.up(id, words);
+        for (node, output) in self.all.iter().zip(&outputs) {
+            assert!(output.status.success(), "{}: {}\n{}", node.name, said(output), node.logs(id));
+        }
+        PathBuf::from(String::from_utf8(outputs[0].stdout.clone()).unwrap().trim_end())
+    }
+
+    /// `sealfs job down` on all nodes at a time, which must succeed.
+    pub(crate) fn down(&self, id: &str) {
+        for (node, output) in self.all.iter().zip(self.job(&["down", "--id", id])) {
+            assert!(output.status.success(), "{}: {}", node.name, said(&output));
+        }
+    }
+
+    fn job(&self, words: &[&str]) -> Vec<Output> {
+        thread::scope(|scope| {
+            let running: Vec<_> =
+                self.all.iter().map(|node| scope.spawn(|| node.job(words))).collect();
+            running.into_iter().map(|one| one.join().expect("it runs")).collect()
+        })
+    }
+
+    /// Nothing is left on any node.
+    pub(crate) fn assert_clean(&self) {
+        self.all.iter().for_each(Node::assert_clean);
+    }
+}
+
+impl Node {
+    fn start(name: &str, shared: &std::path::Path) -> Self {
+        let script = format!(
+            "set -e; mkdir -p /mnt; for at in /run /var/lib /mnt; do mount -t tmpfs -o mode=755 none $at; done; \
+             mkdir /run/site /run/user; cp {shared}/job.toml {shared}/site.key /run/site/; touch /run/site/sealfs; \
+             mount --bind {binary} /run/site/sealfs; mount --bind {shared}/hosts /etc/hosts; \
+             echo \"site-key = '/run/site/site.key'\" >> /run/site/job.toml; echo ready; exec sleep 1000000",
+            shared = shared.display(),
+            binary = binary().display(),
+        );
+        let mut keeper = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare is there");
+        let mut line = String::new();
+        let stdout = keeper.stdout.take().expect("it is a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("it can be read");
+        assert_eq!(line, "ready\n", "root may make mount namespaces");
+        let nothing = Left { processes: [].into(), mounts: [].into(), files: [].into() };
+        let mut node = Self { name: name.into(), keeper, before: nothing };
+        // It makes the directories of all jobs.
+        let reaped = node.job(&["reap"]);
+        assert!(reaped.status.success(), "{}", said(&reaped));
+        node.before = node.left();
+        node
+    }
+
+    /// A program on this node, without PATH and HOME as in a prologue.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg("-m").arg("-t").arg(self.keeper.id().to_string()).arg("--").arg(program);
+        command.env_clear().env("SLURMD_NODENAME", &self.name).stdin(Stdio::null());
+        command
+    }
+
+    /// `sealfs job` on this node.
+    pub(crate) fn job_command(&self, words: &[&str]) -> Command {
+        let mut command = self.command("/run/site/sealfs");
+        command.args(["--log", "info", "job"]).args(words);
+        command.args(["--config", "/run/site/job.toml"]);
+        command
+    }
+
+    /// The same, to its end.
+    pub(crate) fn job(&self, words: &[&str]) -> Output {
+        self.job_command(words).output().expect("nsenter is there")
+    }
+
+    /// A line of shell on this node, as a user; what it printed, or its error.
+    pub(crate) fn shell(&self, uid: u32, line: &str) -> Result<String, String> {
+        let id = uid.to_string();
+        let mut command = self.command("/usr/bin/setpriv");
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "/bin/sh", "-c", line]);
+        let output = command.env("PATH", "/usr/bin:/bin").output().expect("setpriv is there");
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        } else {
+            Err(said(&output))
+        }
+    }
+
+    /// What a job has logged.
+    pub(crate) fn logs(&self, id: &str) -> String {
+        self.shell(0, &format!("tail -n 20 /run/sealfs/jobs/{id}/*.log")).unwrap_or_default()
+    }
+
+    /// Pids and words of the processes in this node's namespace, but for its keeper.
+    pub(crate) fn processes(&self) -> Vec<(u32, String)> {
+        let space = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        let ours = space(&self.keeper.id().to_string());
+        let entries = fs::read_dir("/proc").expect("there is a /proc").flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let pids = pids.filter(|pid| pid.parse::<u32>().is_ok_and(|pid| pid != self.keeper.id()));
+        pids.filter(|pid| space(pid).is_some() && space(pid) == ours)
+            .filter_map(|pid| {
+                let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+                // A zombie has no words.
+                let words = String::from_utf8_lossy(&words).replace('\0', " ");
+                (!words.is_empty()).then(|| (pid.parse().unwrap(), words))
+            })
+            .collect()
+    }
+
+    /// Sends SIGKILL to the processes one of whose words is `verb`, and waits until they have ended.
+    pub(crate) fn kill(&self, verb: &str) -> usize {
+        let word = format!(" {verb} ");
+        let found = || self.processes().into_iter().filter(|(_, words)| words.contains(&word));
+        let mut count = 0;
+        for (pid, _) in found() {
+            let pid = rustix::process::Pid::from_raw(pid as i32).expect("it is a pid");
+            let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+            let Ok(process) = process else { continue };
+            let kill = rustix::process::Signal::KILL;
+            let _ = rustix::process::pidfd_send_signal(&process, kill);
+            let mut wait = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut wait, None).expect("a process can be waited for");
+            count += 1;
+        }
+        count
+    }
+
+    pub(crate) fn left(&self) -> Left {
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.keeper.id()));
+        let mounts = mounts.expect("the keeper lives");
+        let files = self.shell(0, "find /run /var/lib /mnt -xdev ! -path '*/jobs/.ports'").unwrap();
+        Left {
+            processes: self.processes().into_iter().map(|(_, words)| words).collect(),
+            mounts: mounts.lines().map(ToString::to_string).collect(),
+            files: files.lines().map(ToString::to_string).collect(),
+        }
+    }
+
+    pub(crate) fn assert_clean(&self) {
+        let left = self.left();
+        let more = |now: &BTreeSet<String>, then: &BTreeSet<String>| -> Vec<String> {
+            now.difference(then).cloned().collect()
+        };
+        let (before, none) = (&self.before, Vec::<String>::new());
+        assert_eq!(more(&left.processes, &before.processes), none, "processes on {}", self.name);
+        assert_eq!(more(&left.mounts, &before.mounts), none, "mounts on {}", self.name);
+        assert_eq!(more(&left.files, &before.files), none, "files on {}", self.name);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for (pid, words) in self.processes() {
+            // A test has failed: what it has left is ended.
+            if words.contains("sealfs") || words.contains("sleep") {
+                let pid = rustix::process::Pid::from_raw(pid as i32).expect("it is a pid");
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+/// Both streams.
+pub(crate) fn said(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}

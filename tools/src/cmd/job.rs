@@ -1,0 +1,120 @@
+//! `sealfs job up|down|status|reap|hosts`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::Failure;
+use crate::job::{self, Scope, Settings, Wanted};
+
+/// A file system that lives as long as a job.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Brings a job's file system up on this node, together with the job's other nodes; prints its path.
+    Up {
+        /// The job.
+        #[arg(long)]
+        id: String,
+        /// All its nodes, as Slurm writes them: n[1-3],m2. The first one is where they meet.
+        #[arg(long, value_name = "HOSTLIST")]
+        hosts: String,
+        /// This node's name in the list. Default: $SLURMD_NODENAME, else the host's name.
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
+        /// Whose job it is.
+        #[arg(long, requires = "gid")]
+        uid: Option<u32>,
+        /// The user's group.
+        #[arg(long, requires = "uid")]
+        gid: Option<u32>,
+        #[command(flatten)]
+        scope: ScopeArgs,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Takes a job's file system down on this node and wipes its data. Nothing is there: done.
+    Down {
+        /// The job.
+        #[arg(long)]
+        id: String,
+        /// As for `up`.
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
+        #[command(flatten)]
+        scope: ScopeArgs,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Shows what stands of jobs on this node.
+    Status {
+        /// This one only.
+        #[arg(long)]
+        id: Option<String>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        scope: ScopeArgs,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Removes what dead jobs have left on this node, and prints their ids. For the boot; safe at any time.
+    Reap {
+        #[command(flatten)]
+        scope: ScopeArgs,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Prints the names that a host list stands for, one per line.
+    Hosts {
+        /// n[1-3,07-11],m2
+        list: String,
+    },
+    /// Runs a program in a session of its own.
+    #[command(hide = true)]
+    Detach {
+        /// The program and its arguments.
+        #[arg(last = true, required = true)]
+        words: Vec<OsString>,
+    },
+}
+
+#[derive(clap::Args)]
+struct ScopeArgs {
+    /// Settings as TOML, named as the flags; flags win. Default: /etc/sealfs/job.toml.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Without an administrator: everything is this user's.
+    #[arg(long)]
+    unprivileged: bool,
+}
+
+impl ScopeArgs {
+    fn with(self, settings: Box<Settings>) -> Scope {
+        Scope { flags: *settings, config: self.config, is_user: self.unprivileged }
+    }
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    match args.verb {
+        Verb::Up { id, hosts, node, uid, gid, scope, settings } => {
+            let wanted = Wanted { id, hosts, node, owner: uid.zip(gid) };
+            println!("{}", job::up(scope.with(settings), wanted)?.display());
+        }
+        Verb::Down { id, node: _, scope, settings } => job::down(scope.with(settings), &id)?,
+        Verb::Status { id, json, scope, settings } => {
+            println!("{}", job::status(scope.with(settings), id.as_deref(), json)?);
+        }
+        Verb::Reap { scope, settings } => {
+            job::reap(scope.with(settings))?.iter().for_each(|id| println!("{id}"));
+        }
+        Verb::Hosts { list } => job::hosts(&list)?.iter().for_each(|name| println!("{name}")),
+        Verb::Detach { words } => return Err(job::detach(&words)),
+    }
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! This node's part of a job: its server, its mount, and what both need.
+//!
+//! 1. Server and mount are in sessions of their own, for Slurm kills the prologue's process group when it has ended, and
+//!    hold none of its descriptors.
+//! 2. No secret is in an argument or in the environment: both read the key from its file.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::net::{TcpListener, ToSocketAddrs};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sealfs_client::is_mounted;
+use sealfs_proto::{ClusterId, nodes};
+
+use super::marked::{self, Mark};
+use super::site::Site;
+use super::state::{self, Home, Record};
+use crate::{Failure, process};
+
+/// Log of the server.
+pub(super) fn server_log(record: &Record) -> PathBuf {
+    record.logs.join(log_name(record, "server"))
+}
+
+/// Log of the mount.
+pub(super) fn mount_log(record: &Record) -> PathBuf {
+    record.logs.join(log_name(record, "mount"))
+}
+
+/// In a directory of the site's, logs of several jobs lie side by side.
+fn log_name(record: &Record, what: &str) -> String {
+    if record.logs.ends_with(&record.id) {
+        format!("{what}.log")
+    } else {
+        format!("{}.{what}.log", record.id)
+    }
+}
+
+/// The first of the job's candidates that no other job of this node has and that nobody listens on.
+pub(super) fn free_port(site: &Site, home: &Home, host: &str) -> Result<u16, Failure> {
+    let others = state::all(&site.state).into_iter().filter(|id| *id != home.id);
+    let taken: Vec<u16> =
+        others.filter_map(|id| Some(Home::new(&site.state, &id).ok()?.record()?.port)).collect();
+    let address = site.address_of(host);
+    let mut last = String::from("all belong to other jobs");
+    for port in site.server_ports(&home.id).filter(|port| !taken.contains(port)) {
+        match TcpListener::bind((address.as_str(), port)) {
+            Ok(_) => return Ok(port),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error.to_string(),
+            Err(error) => return Err(no_address(&address, &error).into()),
+        }
+    }
+    Err(format!("no port is free at {address} for the server: {last}; see `port-base` and `slots`")
+        .into())
+}
+
+fn no_address(address: &str, error: &io::Error) -> String {
+    let next =
+        "name this node with --node, or how nodes are reached with `address` in the settings";
+    format!("cannot listen at {address}, this node's address: {error}; {next}")
+}
+
+/// Refuses an address of this machine's own that others cannot reach, as Debian writes it to /etc/hosts for a machine's name.
+pub(super) fn check_reachable(site: &Site, hosts: &[String], me: usize) -> Result<(), Failure> {
+    let is_loopback = |host: &String| {
+        let found = (site.address_of(host).as_str(), 0).to_socket_addrs();
+        found.ok().and_then(|mut all| all.next()).map(|address| address.ip().is_loopback())
+    };
+    let other = hosts.iter().enumerate().find(|(at, _)| *at != me).map(|(_, host)| host);
+    match other.and_then(is_loopback) {
+        Some(false) if is_loopback(&hosts[me]) == Some(true) => Err(format!(
+            "the name {} leads to a loopback address here, which the job's other nodes cannot reach; correct /etc/hosts, or \
+             set `address` to names that lead to the network, as \"%h-ib\"",
+            site.address_of(&hosts[me])
+        )
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the mountpoint and the key file.
+pub(super) fn prepare(home: &Home, record: &Record, key_hex: &str) -> Result<(), Failure> {
+    home.write("key", format!("{key_hex}\n").as_bytes())?;
+    let mark = Mark { id: home.id.clone(), device: None, cluster: String::new() };
+    marked::make(&record.mountpoint, 0o755, &mark)
+}
+
+/// Makes the data's place and starts the server for the cluster that `list` describes; it is ready when this returns.
+pub(super) fn serve(
+    site: &Site,
+    home: &Home,
+    record: &Record,
+    list: &str,
+    until: Instant,
+) -> Result<(), Failure> {
+    home.write("nodes", list.as_bytes())?;
+    let cluster = nodes::parse(list)?.cluster.unwrap_or_default();
+    make_data(site, home, record, cluster)?;
+    let mut command = detached()?;
+    command.args(["--log", "info", "serve", "--id", &(record.me + 1).to_string()]);
+    command.arg("--data").arg(record.data.argument());
+    command.arg("--nodes").arg(home.nodes()).arg("--key").arg(home.key());
+    command.args(["--only-uid", &record.uid.to_string()]);
+    let words = &site.words;
+    for (name, value) in [
+        ("--size", &words.size),
+        ("--transport", &words.transport),
+        ("--durability", &words.durability),
+        ("--cores", &words.cores),
+        ("--memory", &words.memory),
+    ] {
+        if let Some(value) = value {
+            command.args([name, value]);
+        }
+    }
+    let log = server_log(record);
+    let ready = process::start_node(&mut command, &log).and_then(|started| started.ready(until));
+    match ready {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("its server failed: {error}").into()),
+    }
+}
+
+fn make_data(site: &Site, home: &Home, record: &Record, cluster: ClusterId) -> Result<(), Failure> {
+    let size = site.words.size.as_deref().map(|size| {
+        nodes::bytes(size).ok_or_else(|| format!("size {size}: write a size, as --size 100G"))
+    });
+    record.data.make(&home.id, cluster, size.transpose()?)
+}
+
+/// This program, as a session leader without the terminal.
+fn detached() -> Result<Command, Failure> {
+    let program = std::env::current_exe()?;
+    let mut command = Command::new(&program);
+    command.args(["job", "detach", "--"]).arg(program);
+    Ok(command)
+}
+
+/// Mounts; it answers when this returns.
+pub(super) fn mount(site: &Site, home: &Home, record: &Record) -> Result<(), Failure> {
+    let log = mount_log(record);
+    let opened = fs::File::options().create(true).append(true).open(&log);
+    let file = opened.map_err(|error| format!("cannot open {}: {error}", log.display()))?;
+    let mut command = detached()?;
+    command.args(["--log", "info", "mount", "-o", "nosuid,nodev"]);
+    command.arg("--key").arg(home.key()).arg("--log-file").arg(&log);
+    if let Some(transport) = &site.words.transport {
+        command.args(["--transport", transport]);
+    }
+    command.arg(home.nodes()).arg(&record.mountpoint);
+    let out = file.try_clone()?;
+    command.stdin(Stdio::null()).stdout(out).stderr(file).current_dir("/");
+    let status = command.status().map_err(|error| format!("cannot start the mount: {error}"))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(format!("its mount failed: {} (log: {})", process::last_line(&log), log.display()).into())
+}
+
+/// Makes the root of the file system the owner's alone.
+pub(super) fn give_root(record: &Record) -> Result<(), Failure> {
+    let root = &record.mountpoint;
+    let failed = |error: io::Error| format!("cannot give {} to its user: {error}", root.display());
+    // Nobody but root may enter before it is the user's, and none but the user after.
+    fs::set_permissions(root, Permissions::from_mode(0o700)).map_err(failed)?;
+    if rustix::process::geteuid().is_root() {
+        chown(root, Some(record.uid), Some(record.gid)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Ends the mount and takes it away, in use or not.
+pub(super) fn end_mount(record: &Record) -> Result<(), Failure> {
+    let log = mount_log(record);
+    let (path, until) = (&record.mountpoint, Instant::now() + UNMOUNT_MAX);
+    loop {
+        // Once for every mount that lies on another; a client that is just being started may still make one.
+        while is_mounted(path) && Instant::now() < until {
+            if let Err(error) = sealfs_client::unmount(path, true) {
+                tracing::info!("{error}");
+            }
+        }
+        process::end_writers(&log, END_PATIENCE).map_err(|error| format!("the mount's {error}"))?;
+        if !is_mounted(path) {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err(format!("{} is still mounted", path.display()).into());
+        }
+    }
+}
+
+/// Ends the server.
+pub(super) fn end_server(record: &Record) -> Result<(), Failure> {
+    let ended = process::end_writers(&server_log(record), END_PATIENCE);
+    Ok(ended.map_err(|error| format!("the server's {error}"))?)
+}
+
+/// Whether the server runs.
+pub(super) fn is_serving(record: &Record) -> bool {
+    !process::writing_to(&server_log(record)).is_empty()
+}
+
+/// Runs `words` in a session of its own, in this process's place.
+pub(super) fn detach(words: &[std::ffi::OsString]) -> Failure {
+    use std::os::unix::process::CommandExt;
+    // It cannot fail, for who was just started leads no process group.
+    let _ = rustix::process::setsid();
+    let Some((program, words)) = words.split_first() else { return "detach what?".into() };
+    Command::new(program).args(words).current_dir(Path::new("/")).exec().into()
+}
+
+/// Everything is to be wiped: what a client or server has still to write is of no use.
+const END_PATIENCE: Duration = Duration::from_secs(3);
+const UNMOUNT_MAX: Duration = Duration::from_secs(20);

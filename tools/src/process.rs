@@ -1,0 +1,164 @@
+//! Processes that this program starts, finds again and ends.
+//!
+//! 1. A process is named by a file that its stderr is: its log, which exists before the process does and nobody else writes
+//!    to. Pid files lag behind, and pids are used again.
+//! 2. A zombie has ended.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::Failure;
+
+/// A node that has been started and has not said yet that it is ready.
+pub(crate) struct Starting<'a> {
+    /// Its process.
+    pub(crate) child: Child,
+    line: mpsc::Receiver<String>,
+    log: &'a Path,
+}
+
+/// Starts a node (`sealfs serve ...` in `command`), whose log is appended to `log`.
+pub(crate) fn start_node<'a>(
+    command: &mut Command,
+    log: &'a Path,
+) -> Result<Starting<'a>, Failure> {
+    let opened = File::options().create(true).append(true).open(log);
+    let file = opened.map_err(|error| format!("cannot open the log {}: {error}", log.display()))?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+    let mut child = command.spawn().map_err(|error| format!("cannot start a node: {error}"))?;
+    let stdout = child.stdout.take().ok_or("the node's stdout is a pipe")?;
+    let (sender, line) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        let _ = BufReader::new(stdout).read_line(&mut line);
+        let _ = sender.send(line);
+    });
+    Ok(Starting { child, line, log })
+}
+
+impl Starting<'_> {
+    /// Waits until it says that it is ready. The error is the last thing that it said; it has ended then.
+    pub(crate) fn ready(mut self, until: Instant) -> Result<Child, Failure> {
+        let heard = self.line.recv_timeout(until.saturating_duration_since(Instant::now()));
+        if heard.as_ref().is_ok_and(|line| !line.is_empty()) {
+            return Ok(self.child);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let cause = if heard.is_err() { "it was not ready in time; it says: " } else { "" };
+        Err(format!("{cause}{} (log: {})", last_line(self.log), self.log.display()).into())
+    }
+}
+
+/// The last line of a log.
+pub(crate) fn last_line(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    text.lines().last().unwrap_or("it said nothing").to_string()
+}
+
+/// The running processes whose stderr is the file `log`.
+pub(crate) fn writing_to(log: &Path) -> Vec<Pid> {
+    let Ok(log) = fs::metadata(log) else { return Vec::new() };
+    all()
+        .filter(|pid| {
+            fs::metadata(format!("/proc/{}/fd/2", pid.as_raw_nonzero()))
+                .is_ok_and(|found| (found.dev(), found.ino()) == (log.dev(), log.ino()))
+        })
+        .collect()
+}
+
+/// All processes that /proc lists.
+pub(crate) fn all() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+}
+
+/// Asks the process to end and waits; SIGKILL when it does not: what it acknowledged is written already. `is_meant` is asked
+/// once more when the process can no longer be mistaken for another with its number.
+pub(crate) fn end(
+    pid: Pid,
+    patience: Duration,
+    is_meant: impl FnOnce() -> bool,
+) -> Result<(), Failure> {
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if !is_meant() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + patience;
+    for signal in [Signal::TERM, Signal::KILL] {
+        match pidfd_send_signal(&process, signal) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        let mut wait = [PollFd::new(&process, PollFlags::IN)];
+        let left = deadline.saturating_duration_since(Instant::now()).max(KILL_PATIENCE);
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: 0 };
+        if poll(&mut wait, Some(&timeout))? > 0 {
+            return Ok(());
+        }
+    }
+    Err("does not end, not even by SIGKILL".into())
+}
+
+/// Ends all processes whose stderr is the file `log`, see [`end`].
+pub(crate) fn end_writers(log: &Path, patience: Duration) -> Result<(), Failure> {
+    for pid in writing_to(log) {
+        end(pid, patience, || writing_to(log).contains(&pid))
+            .map_err(|error| format!("process {}: {error}", pid.as_raw_nonzero()))?;
+    }
+    Ok(())
+}
+
+/// What the kernel may take to end a process that it is told to.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_by_its_log_and_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, other) = (dir.path().join("log"), dir.path().join("other"));
+        fs::write(&other, "").unwrap();
+        let file = File::create(&log).unwrap();
+        let mut child = Command::new("sleep").arg("100").stderr(file).spawn().unwrap();
+        assert_eq!(writing_to(&log), [Pid::from_child(&child)]);
+        assert!(writing_to(&other).is_empty() && writing_to(Path::new("/none")).is_empty());
+        end_writers(&log, Duration::from_secs(5)).unwrap();
+        assert!(writing_to(&log).is_empty(), "a zombie has ended");
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_node_that_ends_at_once_has_said_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo one >&2; echo no room >&2"]);
+        let until = Instant::now() + Duration::from_secs(60);
+        let error = start_node(&mut command, &log).unwrap().ready(until).unwrap_err().to_string();
+        assert!(error.starts_with("no room (log: "), "{error}");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo waiting >&2; exec sleep 100"]);
+        let started = start_node(&mut command, &log).unwrap();
+        let error = started.ready(Instant::now() + Duration::from_secs(1));
+        assert!(error.unwrap_err().to_string().starts_with("it was not ready in time"));
+        assert!(writing_to(&log).is_empty());
+    }
+}
