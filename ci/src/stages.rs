@@ -136,6 +136,13 @@ pub(crate) const STAGES: &[Stage] = &[
         run: || mount("job"),
     },
     Stage {
+        name: "stage",
+        what: "trees staged into a real mount and out of it: killed, cut off, in parts",
+        budget_min: 4,
+        quick: false,
+        run: || mount("stage"),
+    },
+    Stage {
         name: "vm",
         what: "what needs RDMA, over soft-RoCE in a VM",
         budget_min: 10,

@@ -17,6 +17,7 @@ mod job;
 mod peers;
 mod place;
 mod process;
+mod stage;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -55,6 +56,8 @@ enum Verb {
     Key(cmd::key::Args),
     /// Measures a mount (or any directory): metadata and data rates with latencies.
     Bench(cmd::bench::Args),
+    /// Copies a tree into a mount or out of it: parallel, verified, restartable.
+    Stage(cmd::stage::Args),
 }
 
 /// An error for a person.
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Verb::Job(args) => cmd::job::run(args).map(done),
         Verb::Key(args) => cmd::key::run(&args).map(done),
         Verb::Bench(args) => cmd::bench::run(&args).map(done),
+        Verb::Stage(args) => cmd::stage::run(args),
     };
     match result {
         Ok(status) => status,

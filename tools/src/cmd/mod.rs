@@ -11,6 +11,7 @@ pub(crate) mod key;
 pub(crate) mod local;
 pub(crate) mod mount;
 pub(crate) mod serve;
+pub(crate) mod stage;
 pub(crate) mod status;
 pub(crate) mod umount;
 

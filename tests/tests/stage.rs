@@ -1,0 +1,311 @@
+//! `sealfs stage`: trees between directories and a real mount, killed, changed, cut off by deadlines, by several parts.
+//!
+//! Trees are compared by everything that staging keeps: names, types, modes, owners, times, links, attributes, data, holes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, FileType, Mode, SeekFrom, Timespec, Timestamps, XattrFlags};
+use sealfs_tests::cluster::{Cluster, binary, run};
+
+/// `sealfs stage` with its words.
+fn stage(way: &str, source: &Path, dest: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(["stage", way]).arg(source).arg(dest).args(more);
+    command
+}
+
+/// Runs to the end and wants an exit status.
+fn expect(code: i32, command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {text}");
+    output
+}
+
+/// One line per entry: all that staging keeps, but no atime (reading the tree may change that).
+fn picture(root: &Path) -> BTreeMap<PathBuf, String> {
+    let (mut lines, mut folders) = (BTreeMap::new(), vec![root.to_owned()]);
+    let mut links: BTreeMap<(u64, u64), BTreeSet<PathBuf>> = BTreeMap::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().to_owned();
+            if name == Path::new(".sealfs-stage") {
+                continue;
+            }
+            let meta = fs::symlink_metadata(&path).unwrap();
+            if meta.is_dir() {
+                folders.push(path.clone());
+            } else {
+                links.entry((meta.dev(), meta.ino())).or_default().insert(name.clone());
+            }
+            lines.insert(name, line(&path, &meta));
+        }
+    }
+    for names in links.values().filter(|names| names.len() > 1) {
+        for name in names {
+            lines.get_mut(name).unwrap().push_str(&format!(" same as {names:?}"));
+        }
+    }
+    lines
+}
+
+fn line(path: &Path, meta: &fs::Metadata) -> String {
+    let kind = meta.file_type();
+    let (uid, gid, mode) = (meta.uid(), meta.gid(), meta.mode());
+    let mut line = format!("{mode:o} {uid} {gid} {}.{:09}", meta.mtime(), meta.mtime_nsec());
+    if kind.is_file() {
+        line.push_str(&format!(" {} bytes {:?}", meta.len(), extents(path)));
+    } else if kind.is_symlink() {
+        line.push_str(&format!(" -> {:?}", fs::read_link(path).unwrap()));
+    } else if kind.is_char_device() || kind.is_block_device() {
+        line.push_str(&format!(" device {:x}", meta.rdev()));
+    }
+    let mut names = vec![0; 4096];
+    let len = rustix::fs::llistxattr(path, &mut names[..]).unwrap_or(0);
+    let mut names: Vec<&[u8]> = names[..len].split(|byte| *byte == 0).collect();
+    names.sort_unstable();
+    for name in names.into_iter().filter(|name| !name.is_empty()) {
+        let mut value = vec![0; 4096];
+        let len = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
+        line.push_str(&format!(" {}={:?}", String::from_utf8_lossy(name), &value[..len]));
+    }
+    line
+}
+
+/// Data of a file: a hash of all that is no zero, with its place; and whether it has less data than length.
+fn extents(path: &Path) -> (u64, bool) {
+    let file = fs::File::open(path).unwrap();
+    let len = file.metadata().unwrap().len();
+    let (mut hash, mut at, mut data) = (xxhash_rust::xxh64::Xxh64::new(0), 0, 0);
+    let mut block = vec![0; 1 << 16];
+    while at < len {
+        let Ok(start) = rustix::fs::seek(&file, SeekFrom::Data(at)) else { break };
+        let end = rustix::fs::seek(&file, SeekFrom::Hole(start)).unwrap();
+        data += end - start;
+        at = start - start % 65_536;
+        while at < end {
+            let got = file.read_at(&mut block, at).unwrap();
+            if block[..got].iter().any(|byte| *byte != 0) {
+                hash.update(&at.to_le_bytes());
+                hash.update(&block[..got]);
+            }
+            at += 65_536;
+        }
+    }
+    (hash.digest(), data < len / 2)
+}
+
+fn assert_same(source: &Path, dest: &Path) {
+    let (source, dest) = (picture(source), picture(dest));
+    let mut wrong = Vec::new();
+    for name in source.keys().chain(dest.keys()).collect::<BTreeSet<_>>() {
+        if source.get(name) != dest.get(name) {
+            wrong.push(format!("{name:?}\n  {:?}\n  {:?}", source.get(name), dest.get(name)));
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+fn write(path: &Path, len: usize, seed: u64) {
+    let mut bytes = vec![0; len];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+fn set_times(path: &Path, seconds: i64, nanoseconds: i64) {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let times = Timestamps { last_access: time, last_modification: time };
+    rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+}
+
+/// A tree with one of everything.
+fn make_tree(root: &Path) {
+    let folder = |name: &str| {
+        let path = root.join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    };
+    let a = folder("a");
+    for number in 0..200 {
+        write(&a.join(format!("file{number}")), number * 211 % 30_000, number as u64);
+    }
+    let deep = folder("a/b/c/d/e");
+    write(&deep.join("leaf"), 5, 1);
+    write(&root.join("large"), 70 << 20, 2);
+    write(&root.join("name\nof\\odd\u{1}bytes"), 9, 3);
+    fs::write(root.join(OsStr::from_bytes(b"no\xffutf8")), "x").unwrap();
+    fs::write(root.join(OsStr::from_bytes(&[b'n'; 255])), "y").unwrap();
+    fs::hard_link(a.join("file7"), deep.join("seven")).unwrap();
+    fs::hard_link(a.join("file7"), root.join("seven")).unwrap();
+    fs::hard_link(root.join("large"), a.join("large too")).unwrap();
+    symlink("../nowhere", a.join("link")).unwrap();
+    symlink("/etc", root.join("link to a folder")).unwrap();
+    set_times(&a.join("link"), 12, 34);
+    let special = |name: &str, kind: FileType, device: u64| {
+        let mode = Mode::from_raw_mode(0o640);
+        rustix::fs::mknodat(rustix::fs::CWD, root.join(name), kind, mode, device).unwrap();
+    };
+    special("fifo", FileType::Fifo, 0);
+    special("socket", FileType::Socket, 0);
+    special("null", FileType::CharacterDevice, rustix::fs::makedev(1, 3));
+    special("loop", FileType::BlockDevice, rustix::fs::makedev(7, 200));
+    let sparse = fs::File::create(root.join("sparse")).unwrap();
+    sparse.set_len(1 << 40).unwrap();
+    sparse.write_all_at(b"in the middle", 1 << 39).unwrap();
+    sparse.write_all_at(b"the end", (1 << 40) - 7).unwrap();
+    let middle = fs::File::create(root.join("holes")).unwrap();
+    middle.write_all_at(&[1; 4096], 8192).unwrap();
+    middle.write_all_at(&[2; 100_000], 1 << 20).unwrap();
+    middle.set_len(3 << 20).unwrap();
+    fs::File::create(root.join("only a hole")).unwrap().set_len(100 << 20).unwrap();
+    let mode = |name: &str, mode| {
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    std::os::unix::fs::chown(a.join("file3"), Some(1234), Some(567)).unwrap();
+    mode("a/file3", 0o6755);
+    mode("a/file4", 0o000);
+    folder("empty");
+    std::os::unix::fs::chown(root.join("empty"), Some(1234), Some(567)).unwrap();
+    mode("empty", 0o3777);
+    let xattr = |path: &Path, name: &str, value: &[u8]| {
+        rustix::fs::setxattr(path, name, value, XattrFlags::empty()).unwrap();
+    };
+    xattr(&a.join("file5"), "user.one", b"1");
+    xattr(&a.join("file5"), "user.two", &[0, 255, 10]);
+    xattr(&a, "user.folder", b"f");
+    run(Command::new("setfacl").args(["-m", "u:1000:rw,g:55:r"]).arg(a.join("file6")));
+    run(Command::new("setfacl").args(["-d", "-m", "u:1000:rwx"]).arg(root.join("empty")));
+    folder("read only");
+    write(&root.join("read only/inside"), 10, 4);
+    mode("read only", 0o555);
+    for (number, name) in ["a", "a/b/c", "empty", "read only", "a/file9"].iter().enumerate() {
+        set_times(&root.join(name), 1_000_000_000 + number as i64, 123_456_789);
+    }
+    set_times(&a.join("file8"), -5, 1);
+}
+
+fn dirs() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, dest) = (dir.path().join("source"), dir.path().join("dest"));
+    fs::create_dir(&source).unwrap();
+    (dir, source, dest)
+}
+
+#[test]
+fn everything_of_a_tree_is_kept_between_directories() {
+    let (_dir, source, dest) = dirs();
+    make_tree(&source);
+    for checksum in ["none", "crc32c", "sha256"] {
+        expect(0, &mut stage("in", &source, &dest, &["--any", "--checksum", checksum]));
+        assert_same(&source, &dest);
+        assert!(!dest.join(".sealfs-stage").exists());
+        fs::remove_dir_all(&dest).unwrap();
+    }
+}
+
+#[test]
+fn a_tree_goes_into_a_mount_and_out_again() {
+    let (dir, source, _) = dirs();
+    make_tree(&source);
+    let mut cluster = Cluster::start(3);
+    let mount = cluster.mount();
+    let out = dir.path().join("out");
+    expect(0, &mut stage("in", &source, &mount.join("tree"), &[]));
+    assert_same(&source, &mount.join("tree"));
+    expect(0, &mut stage("out", &mount.join("tree"), &out, &[]));
+    assert_same(&source, &out);
+    // Which end is the mount is not a matter of taste.
+    let output = expect(1, &mut stage("out", &source, &mount.join("x"), &[]));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("that is `stage in`"));
+    let output = expect(1, &mut stage("in", &source, &out, &[]));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not on a sealfs mount"));
+    assert!(!mount.join("x").exists());
+}
+
+#[test]
+fn parts_on_two_mounts_do_what_one_does() {
+    let (_dir, source, _) = dirs();
+    make_tree(&source);
+    let mut cluster = Cluster::start(3);
+    let mounts = [cluster.mount(), cluster.mount()];
+    let part = |number: usize| {
+        let words = format!("{number}/3");
+        let dest = mounts[number % 2].join("tree");
+        stage("in", &source, &dest, &["--part", &words]).spawn().unwrap()
+    };
+    let finish = || stage("in", &source, &mounts[0].join("tree"), &["--finish"]);
+    let two: Vec<_> = [1, 3].map(part).into_iter().collect();
+    for mut child in two {
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
+    // One is missing: that is seen, and what it has not done is named.
+    let output = expect(1, &mut finish());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("part 2 of 3 has not run to its end"), "{text}");
+    assert!(text.contains("is not in DEST"), "{text}");
+    assert_eq!(part(2).wait().unwrap().code(), Some(0));
+    expect(0, &mut finish());
+    assert_same(&source, &mounts[1].join("tree"));
+    assert!(!mounts[0].join("tree/.sealfs-stage").exists());
+}
+
+#[test]
+fn after_kill_9_at_any_moment_a_second_run_makes_the_tree_right() {
+    let (_dir, source, dest) = dirs();
+    make_tree(&source);
+    let mut kills = 0;
+    for step in 0..40 {
+        let mut child = stage("in", &source, &dest, &["--any"])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(step * 7));
+        let _ = child.kill();
+        let killed = child.wait().unwrap().code().is_none();
+        kills += usize::from(killed);
+        if killed && dest.exists() {
+            whole_or_not_there(&source, &dest);
+        }
+        // Every second time the next run goes on with what this one left.
+        if step % 2 == 1 {
+            expect(0, &mut stage("in", &source, &dest, &["--any"]));
+            assert_same(&source, &dest);
+            fs::remove_dir_all(&dest).unwrap();
+        }
+    }
+    assert!(kills >= 10, "only {kills} runs were killed before their end");
+}
+
+/// What has its name in `dest` has its data.
+fn whole_or_not_there(source: &Path, dest: &Path) {
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(dest.join(&folder)).unwrap() {
+            let name = folder.join(entry.unwrap().file_name());
+            let is_ours = name.file_name().unwrap().as_bytes().starts_with(b".sealfs-");
+            let meta = fs::symlink_metadata(dest.join(&name)).unwrap();
+            if is_ours {
+                continue;
+            }
+            if meta.is_dir() {
+                folders.push(name);
+            } else {
+                let wanted = fs::symlink_metadata(source.join(&name)).unwrap();
+                assert_eq!(
+                    line(&source.join(&name), &wanted),
+                    line(&dest.join(&name), &meta),
+                    "{name:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,454 @@
+//! `sealfs stage`: a tree copied into a mount or out of it, in parallel, over several nodes, so that it can be repeated.
+//!
+//! ```text
+//! walkers: folders of SOURCE --> batches of entries --> copiers: data, marks, sync, compare, name, record
+//!                                                   '--> segments of large files
+//! then: folders' marks, `.sealfs-stage` removed
+//! ```
+//!
+//! 1. What is reported as staged is durable in DEST, and was read back from there.
+//! 2. A process that dies at any moment leaves whole files under their names, others under temporary ones, and a manifest that
+//!    claims nothing that is not so. The next run makes the tree right.
+//! 3. Nothing is ever silent: an entry is there, or named in the report.
+//! 4. Memory and descriptors do not grow with the tree.
+//!
+//! It does not delete what DEST has and SOURCE has not, and keeps no unwritten (preallocated) space.
+
+mod copy;
+mod data;
+mod ends;
+mod finish;
+mod large;
+mod links;
+mod manifest;
+mod marks;
+mod names;
+mod show;
+mod tally;
+mod tree;
+mod trouble;
+mod walk;
+mod work;
+
+use std::ffi::CStr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{
+    AtFlags, Dir as Listing, Mode, OFlags, fstat, openat, renameat, statat, unlinkat,
+};
+use rustix::io::Errno;
+use serde_json::json;
+
+use crate::Failure;
+use copy::{Copier, data_len};
+use ends::{Ends, MADE};
+use finish::PartState;
+use links::Links;
+use manifest::{Manifest, Refused, part_of};
+use names::Key;
+use show::Shown;
+use tally::{Counts, Tally};
+use tree::Dir;
+use trouble::Trouble;
+use walk::Visit;
+use work::{Batch, Folder, Work};
+
+pub(crate) use data::Checksum;
+
+/// Which end is the mount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Direction {
+    In,
+    Out,
+}
+
+/// What to do.
+pub(crate) struct Plan {
+    pub(crate) direction: Direction,
+    pub(crate) source: PathBuf,
+    pub(crate) target: PathBuf,
+    /// K and N; none: everything, to the end.
+    pub(crate) part: Option<(u32, u32)>,
+    /// Only what comes after all parts.
+    pub(crate) finish: bool,
+    pub(crate) json: bool,
+    pub(crate) workers: usize,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) checksum: Checksum,
+    pub(crate) one_file_system: bool,
+    pub(crate) keep_manifest: bool,
+    pub(crate) any: bool,
+    pub(crate) report: Option<PathBuf>,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    /// All is there, durable and verified.
+    Complete,
+    /// Something is not, and is named.
+    Failed,
+    /// The deadline came first; what is missing is named.
+    Deadline,
+}
+
+/// What all threads share.
+struct Shared {
+    plan: Plan,
+    part: u32,
+    parts: u32,
+    source: OwnedFd,
+    target: OwnedFd,
+    /// DEST's device and inode.
+    target_id: (u64, u64),
+    stage: OwnedFd,
+    stage_path: PathBuf,
+    syncs_each: bool,
+    /// Whether an earlier run may have left temporary files.
+    cleans: bool,
+    manifest: Manifest,
+    links: Links,
+    work: Work,
+    tally: Tally,
+    /// Nothing more is begun.
+    stop: AtomicBool,
+}
+
+/// Does what the plan says.
+pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
+    let started = Instant::now();
+    // Modes are given exactly; and a file that waits to be synced is an open descriptor.
+    rustix::process::umask(Mode::empty());
+    raise_descriptor_limit();
+    let shared = Shared::open(plan)?;
+    shared.tally.start(json!({
+        "direction": if shared.plan.direction == Direction::In { "in" } else { "out" },
+        "source": shared.plan.source.to_string_lossy(), "dest": shared.plan.target.to_string_lossy(),
+        "part": shared.part, "parts": shared.parts, "finish": shared.plan.finish,
+        "resumed": !shared.manifest.is_new(),
+    }));
+    let mut watch = Watch::new(&shared, started);
+    let mut counts = Counts::default();
+    if shared.plan.finish {
+        counts = shared.parts_counts()?;
+    } else {
+        shared.copy(&mut watch)?;
+    }
+    let is_last = shared.plan.finish || (shared.plan.part.is_none() && !shared.is_stopped());
+    if is_last {
+        shared.finish(&mut watch)?;
+    }
+    let own = shared.tally.counts();
+    counts.add(&own);
+    if shared.is_stopped() && own.is_complete() && is_last {
+        shared.tally.unread(b"");
+        counts.unread += 1;
+    }
+    if is_last && let Err(trouble) = shared.finish_root(counts.is_complete()) {
+        shared.tally.failed(b"", &trouble);
+        counts.failed += 1;
+    }
+    let is_over = is_last && counts.is_complete();
+    if !shared.plan.finish && !is_over {
+        shared.write_state(&counts)?;
+    }
+    drop(watch);
+    Ok(shared.conclude(&counts))
+}
+
+impl Shared {
+    fn open(plan: Plan) -> Result<Self, Failure> {
+        let ends = Ends::open(&plan)?;
+        let Ends { source, target, stage, stage_path, syncs_each } = ends;
+        let (part, parts) = plan.part.unwrap_or((1, 1));
+        // What finishes needs no records: it looks at DEST itself.
+        let manifest =
+            if plan.finish { Manifest::none(&stage) } else { Manifest::open(&stage, part, parts) };
+        let manifest = manifest.map_err(|refused| match refused {
+            Refused::InUse => format!(
+                "another `sealfs stage` works on part {part} of {parts} of {}; wait for it or end it",
+                plan.target.display()
+            ),
+            Refused::Call(errno) => {
+                format!("the manifest in {}: {}", stage_path.display(), std::io::Error::from(errno))
+            }
+        })?;
+        let report = plan.report.clone().unwrap_or_else(|| {
+            stage_path.join(if plan.finish {
+                "report-finish.jsonl".into()
+            } else {
+                format!("report-{part}-of-{parts}.jsonl")
+            })
+        });
+        let stat = fstat(&target)?;
+        let work = Work::new(first_folder(&source)?, spill(&stage)?)?;
+        Ok(Self {
+            part,
+            parts,
+            source,
+            target_id: (stat.st_dev, stat.st_ino),
+            target,
+            cleans: plan.finish || !manifest.is_new(),
+            stage,
+            stage_path,
+            syncs_each,
+            manifest,
+            links: Links::new(),
+            work,
+            tally: Tally::new(plan.json, report),
+            stop: AtomicBool::new(false),
+            plan,
+        })
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn stage_path(&self, name: &str) -> PathBuf {
+        self.stage_path.join(name)
+    }
+
+    /// Whether staging has made DEST.
+    fn made_dest(&self) -> bool {
+        statat(&self.stage, MADE, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Copies this part's share, until all is there or the deadline comes.
+    fn copy(&self, watch: &mut Watch<'_>) -> Result<(), Failure> {
+        self.drop_old_states()?;
+        let mut copiers = Vec::new();
+        for _ in 0..self.plan.workers {
+            copiers.push(Copier::new(self)?);
+        }
+        let latch = Latch::new(WALKERS + copiers.len());
+        thread::scope(|scope| {
+            for _ in 0..WALKERS {
+                scope.spawn(|| {
+                    self.walk(&self.work, &mut |visit| {
+                        if let Visit::Entries(batch) = visit {
+                            self.tally.found(batch.entries.len() as u64);
+                            if let Err(batch) = self.work.add_batch(batch) {
+                                self.report_batch(&batch);
+                            }
+                        }
+                    });
+                    if !self.is_stopped() {
+                        self.tally.walked();
+                    }
+                    latch.leave();
+                });
+            }
+            for copier in &mut copiers {
+                scope.spawn(|| {
+                    copier.run();
+                    latch.leave();
+                });
+            }
+            watch.await_end(&latch, &self.work);
+        });
+        self.report_leftovers()
+    }
+
+    /// Folders' marks, and with `--finish` a look at everything.
+    fn finish(&self, watch: &mut Watch<'_>) -> Result<(), Failure> {
+        let work = Work::new(first_folder(&self.source)?, spill(&self.stage)?)?;
+        let latch = Latch::new(self.plan.workers);
+        thread::scope(|scope| {
+            for _ in 0..self.plan.workers {
+                scope.spawn(|| {
+                    self.finish_folders(&work);
+                    latch.leave();
+                });
+            }
+            watch.await_end(&latch, &work);
+        });
+        while let Some(folder) = work.unread_folder()? {
+            self.tally.unread(&folder.path);
+        }
+        Ok(())
+    }
+
+    /// What the deadline has left, to the report.
+    fn report_leftovers(&self) -> Result<(), Failure> {
+        let (batches, large) = self.work.leftovers();
+        batches.iter().for_each(|batch| self.report_batch(batch));
+        for large in large {
+            let place = large.place();
+            self.report_missing(&place.dir, &place.name, &place.path);
+        }
+        while let Some(folder) = self.work.unread_folder()? {
+            self.tally.unread(&folder.path);
+        }
+        Ok(())
+    }
+
+    fn report_batch(&self, batch: &Batch) {
+        for entry in &batch.entries {
+            self.report_missing(&batch.dir, &entry.name, &batch.dir.join(entry));
+        }
+    }
+
+    /// An entry that was not copied, unless an earlier run did.
+    fn report_missing(&self, dir: &Dir, name: &CStr, path: &[u8]) {
+        match statat(&dir.source, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if self.is_there(dir, name, Key::of(path), &stat) => self.tally.kept(),
+            Ok(stat) => self.tally.missing(path, data_len(&stat)),
+            Err(errno) => self.tally.failed(path, &Trouble::reading(errno)),
+        }
+    }
+
+    /// A new run of this part makes void what an earlier one said, or one that shared the work differently.
+    fn drop_old_states(&self) -> Result<(), Failure> {
+        for entry in Listing::read_from(&self.stage)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if part_of(name, ".state")
+                .is_some_and(|(part, parts)| parts != self.parts || part == self.part)
+            {
+                match unlinkat(&self.stage, name, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(std::io::Error::from(errno).into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says for `--finish` how this part has ended.
+    fn write_state(&self, counts: &Counts) -> Result<(), Failure> {
+        let name = format!("part-{}-of-{}.state", self.part, self.parts);
+        let temporary = format!("{name}.tmp");
+        let text = serde_json::to_vec(&PartState { counts: *counts })?;
+        let path = self.stage_path(&temporary);
+        let write = || {
+            std::fs::write(&path, text)?;
+            std::fs::File::open(&path)?.sync_all()?;
+            renameat(&self.stage, temporary.as_str(), &self.stage, name.as_str())?;
+            std::io::Result::Ok(rustix::fs::fsync(&self.stage)?)
+        };
+        write().map_err(|error| format!("{} cannot be written: {error}", path.display()).into())
+    }
+
+    fn conclude(&self, counts: &Counts) -> Outcome {
+        let (outcome, status) = if counts.failed > 0 {
+            (Outcome::Failed, "failed")
+        } else if counts.is_cut_off() {
+            (Outcome::Deadline, "deadline")
+        } else {
+            (Outcome::Complete, "complete")
+        };
+        self.tally.conclude(status, counts);
+        outcome
+    }
+}
+
+/// The thread that waits for the others: it shows how it goes, and knows the deadline.
+struct Watch<'a> {
+    shared: &'a Shared,
+    deadline: Option<Instant>,
+    grace: Duration,
+    shown: Shown<'a>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(shared: &'a Shared, started: Instant) -> Self {
+        let limit = shared.plan.deadline;
+        let grace = limit.map_or(GRACE_MAX, |limit| (limit / 10).clamp(GRACE_MIN, GRACE_MAX));
+        let deadline = limit.map(|limit| started + limit);
+        Self { shared, deadline, grace, shown: Shown::new(shared) }
+    }
+
+    /// Returns when all threads have ended. After the deadline they are told to; those that hang in a system call do not,
+    /// and the process ends without them.
+    fn await_end(&mut self, latch: &Latch, work: &Work) {
+        while !latch.is_open_within(TICK) {
+            self.shown.tick();
+            let Some(late) =
+                self.deadline.and_then(|deadline| Instant::now().checked_duration_since(deadline))
+            else {
+                continue;
+            };
+            if !self.shared.stop.swap(true, Ordering::Relaxed) {
+                work.stop();
+            }
+            if late > self.grace {
+                work.cut();
+            }
+            if late > self.grace + HANG_MAX {
+                self.give_up();
+            }
+        }
+    }
+
+    /// SOURCE or DEST answers no more.
+    fn give_up(&self) -> ! {
+        let tally = &self.shared.tally;
+        let mut counts = tally.counts();
+        counts.missing = counts.found.saturating_sub(counts.done + counts.kept + counts.failed);
+        counts.unread += 1;
+        tally.note("SOURCE or DEST does not answer: not all that is missing could be listed");
+        tally.conclude("deadline", &counts);
+        std::process::exit(3);
+    }
+}
+
+/// Threads that have not ended.
+struct Latch {
+    left: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Latch {
+    fn new(threads: usize) -> Self {
+        Self { left: Mutex::new(threads), changed: Condvar::new() }
+    }
+
+    fn leave(&self) {
+        *self.left.lock().expect(NO_PANIC) -= 1;
+        self.changed.notify_all();
+    }
+
+    fn is_open_within(&self, time: Duration) -> bool {
+        let left = self.left.lock().expect(NO_PANIC);
+        let waited = self.changed.wait_timeout_while(left, time, |left| *left > 0);
+        *waited.expect(NO_PANIC).0 == 0
+    }
+}
+
+fn first_folder(source: &OwnedFd) -> Result<Folder, Failure> {
+    Ok(Folder { path: Vec::new(), device: fstat(source)?.st_dev, mount: [0; 16] })
+}
+
+/// A file without a name for folders that memory does not hold.
+fn spill(stage: &OwnedFd) -> Result<std::fs::File, Failure> {
+    let name = format!("folders-{}", std::process::id());
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = openat(stage, name.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
+    unlinkat(stage, name.as_str(), AtFlags::empty())?;
+    Ok(file.into())
+}
+
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // What there is suffices for the default number of workers.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+const NO_PANIC: &str = "nobody panics while he holds it";
+/// Threads that read folders: one waits for the other end while the other one works.
+const WALKERS: usize = 2;
+/// How often progress is shown and the deadline looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// After the deadline: time to list what is missing.
+const GRACE_MIN: Duration = Duration::from_secs(1);
+const GRACE_MAX: Duration = Duration::from_secs(10);
+/// After that: time for a system call to come back.
+const HANG_MAX: Duration = Duration::from_secs(5);

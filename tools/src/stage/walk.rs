@@ -1,0 +1,135 @@
+//! A walking thread: reads folders of the source and hands out what this part copies.
+//!
+//! 1. An entry belongs to the part that its path's [`Key`] says; a folder, too: that part makes it, so that empty ones are made.
+//! 2. What lies on another mount is walked like the rest, or with `--one-file-system` made as an empty folder.
+//! 3. DEST is never walked, even if a bind mount shows it inside SOURCE.
+//! 4. After the deadline the walk goes on for a while, and lists what is missing instead of handing it out.
+
+use std::ffi::CStr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{AtFlags, Dir as Listing, FileType, fstat, statat};
+use rustix::io::Errno;
+
+use super::Shared;
+use super::names::{Key, STAGE_DIR, digest, is_temporary, join};
+use super::tree::{Dir, Entry, open_below};
+use super::trouble::Trouble;
+use super::work::{Batch, Folder, Work};
+
+/// What [`walk`] does with a folder whose entries it has read.
+pub(crate) enum Visit<'a> {
+    /// Entries of this part, some at a time.
+    Entries(Batch),
+    /// The folder, behind its last entry.
+    End(&'a Arc<Dir>),
+}
+
+impl Shared {
+    /// Walks folders until all are walked.
+    pub(crate) fn walk(&self, work: &Work, visit: &mut dyn FnMut(Visit<'_>)) {
+        loop {
+            let folder = match work.folder() {
+                Ok(Some(folder)) => folder,
+                Ok(None) => return,
+                Err(error) => return self.tally.fail_walk(&error),
+            };
+            if let Err(trouble) = self.walk_folder(work, &folder, visit) {
+                self.tally.failed(&folder.path, &trouble);
+            }
+            work.close_folder();
+        }
+    }
+
+    fn walk_folder(
+        &self,
+        work: &Work,
+        folder: &Folder,
+        visit: &mut dyn FnMut(Visit<'_>),
+    ) -> Result<(), Trouble> {
+        let source = open_below(&self.source, &folder.path).map_err(|errno| match errno {
+            Errno::LOOP | Errno::NOTDIR | Errno::XDEV => Trouble::Changed,
+            errno => Trouble::reading(errno),
+        })?;
+        let stat = fstat(&source).map_err(Trouble::reading)?;
+        if (stat.st_dev, stat.st_ino) == self.target_id {
+            return Err(Trouble::Other("is DEST itself, shown inside SOURCE: left out".into()));
+        }
+        let is_crossing = stat.st_dev != folder.device && !folder.path.is_empty();
+        let mount = if is_crossing { digest(&[&folder.path]) } else { folder.mount };
+        let dir = Arc::new(Dir::new(folder.path.clone(), mount, source));
+        if self.is_own(Key::of(&folder.path)) && !self.stop.load(Ordering::Relaxed) {
+            dir.target(&self.target).map_err(|errno| match errno {
+                Errno::LOOP | Errno::NOTDIR => Trouble::Other(
+                    "its place in DEST is taken by something that is no folder".into(),
+                ),
+                errno => Trouble::Call("cannot be made in DEST", errno),
+            })?;
+        }
+        if !(is_crossing && self.plan.one_file_system) {
+            self.list(work, &dir, stat.st_dev, visit)?;
+        }
+        visit(Visit::End(&dir));
+        Ok(())
+    }
+
+    fn list(
+        &self,
+        work: &Work,
+        dir: &Arc<Dir>,
+        device: u64,
+        visit: &mut dyn FnMut(Visit<'_>),
+    ) -> Result<(), Trouble> {
+        let mut listing = Listing::read_from(&dir.source).map_err(Trouble::reading)?;
+        let mut entries = Vec::new();
+        while let Some(entry) = listing.read() {
+            let entry = entry.map_err(Trouble::reading)?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") || self.is_left_out(dir, name) {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                FileType::Unknown => match statat(&dir.source, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                    // Whoever copies it finds out why.
+                    Err(_) => FileType::Unknown,
+                },
+                kind => kind,
+            };
+            let path = join(&dir.path, name.to_bytes());
+            if kind == FileType::Directory {
+                let folder = Folder { path, device, mount: dir.mount };
+                work.add_folder(folder).map_err(|error| Trouble::Other(error.to_string()))?;
+            } else if self.is_own(Key::of(&path)) {
+                entries.push(Entry { name: name.to_owned() });
+                if entries.len() == BATCH_LEN {
+                    let entries = std::mem::take(&mut entries);
+                    visit(Visit::Entries(Batch { dir: Arc::clone(dir), entries }));
+                }
+            }
+        }
+        if !entries.is_empty() {
+            visit(Visit::Entries(Batch { dir: Arc::clone(dir), entries }));
+        }
+        Ok(())
+    }
+
+    /// What staging itself has left in the source.
+    fn is_left_out(&self, dir: &Dir, name: &CStr) -> bool {
+        let name = name.to_bytes();
+        let is_ours = (dir.path.is_empty() && name == STAGE_DIR.as_bytes()) || is_temporary(name);
+        if is_ours {
+            self.tally.note("what an unfinished staging left in SOURCE (.sealfs-*) is left out");
+        }
+        is_ours
+    }
+
+    /// Whether this process does it: the part's share, or everything at the end.
+    pub(crate) fn is_own(&self, key: Key) -> bool {
+        self.plan.finish || key.part(self.parts) == self.part
+    }
+}
+
+/// Entries that are handed out at a time: few, so that threads share a folder's entries.
+const BATCH_LEN: usize = 32;
