@@ -21,6 +21,7 @@ ldconfig -p | grep -q libclang || compgen -G '/usr/lib/llvm-*/lib/libclang*.so*'
 need losetup mount
 need mkfs.ext4 e2fsprogs
 need chromium chromium
+need prometheus prometheus
 if [ ${#packages[@]} -gt 0 ]; then
     echo "installing ${packages[*]}"
     apt-get -o DPkg::Lock::Timeout=300 -qq update

@@ -18,8 +18,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "sealfs-net",
         &["sealfs-proto", "sealfs-transport", "sealfs-ring", "sealfs-tcp", "sealfs-rdma"],
     ),
+    ("sealfs-metrics", &[]),
     ("sealfs-meta", &["sealfs-proto"]),
-    ("sealfs-server-core", &["sealfs-proto", "sealfs-transport", "sealfs-meta"]),
+    ("sealfs-server-core", &["sealfs-proto", "sealfs-transport", "sealfs-metrics", "sealfs-meta"]),
     (
         "sealfs-server",
         &[
@@ -27,6 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealfs-transport",
             "sealfs-ring",
             "sealfs-net",
+            "sealfs-metrics",
             "sealfs-meta",
             "sealfs-server-core",
         ],
@@ -34,7 +36,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sealfs-client-core", &["sealfs-proto", "sealfs-transport"]),
     (
         "sealfs-client",
-        &["sealfs-proto", "sealfs-transport", "sealfs-ring", "sealfs-net", "sealfs-client-core"],
+        &[
+            "sealfs-proto",
+            "sealfs-transport",
+            "sealfs-ring",
+            "sealfs-net",
+            "sealfs-metrics",
+            "sealfs-client-core",
+        ],
     ),
     ("sealfs-io500", &[]),
     (
@@ -44,6 +53,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sealfs-transport",
             "sealfs-ring",
             "sealfs-net",
+            "sealfs-metrics",
             "sealfs-meta",
             "sealfs-server-core",
             "sealfs-server",
@@ -70,6 +80,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &[
     "sealfs-proto",
     "sealfs-transport",
+    "sealfs-metrics",
     "sealfs-meta",
     "sealfs-server-core",
     "sealfs-client-core",

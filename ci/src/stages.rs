@@ -143,6 +143,13 @@ pub(crate) const STAGES: &[Stage] = &[
         run: || mount("stage"),
     },
     Stage {
+        name: "seen",
+        what: "metrics with Debian's prometheus, reload, drain, completions, manual pages, packaging",
+        budget_min: 6,
+        quick: false,
+        run: || mount("seen"),
+    },
+    Stage {
         name: "vm",
         what: "what needs RDMA, over soft-RoCE in a VM",
         budget_min: 10,

@@ -11,6 +11,7 @@
 mod daemon;
 mod fuse;
 mod link;
+mod metrics;
 mod mount;
 mod options;
 mod point;
@@ -20,6 +21,7 @@ mod sys;
 
 pub use daemon::{Forked, Started, daemonize, default_log};
 pub use link::Network;
+pub use metrics::{Late, MountMetrics};
 pub use mount::{Mount, MountConfig, MountError, POOL_LEN, unmount};
 pub use options::{Consistency, MountOptions};
 pub use point::{is_mounted, remount};

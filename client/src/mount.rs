@@ -26,6 +26,7 @@ use sealfs_transport::{Instant, Key, PayloadBytes, payload_of_process};
 
 use crate::fuse::{Files, Kernel, RETRY_MS, Session, Turn};
 use crate::link::{Link, learn_map};
+use crate::metrics::{MountMetrics, Question, Told, question_box};
 use crate::point::{self, InUse};
 use crate::status::encode_page;
 use crate::sys::Signals;
@@ -61,6 +62,7 @@ impl From<FileError> for MountError {
 #[derive(Debug)]
 pub struct Mount {
     mountpoint: PathBuf,
+    metrics: MountMetrics,
     thread: JoinHandle<Result<(), MountError>>,
 }
 
@@ -78,7 +80,7 @@ impl Mount {
             .name("sealfs".into())
             .spawn(move || run(&config, &key, &sender))
             .map_err(|error| MountError(format!("cannot start a thread: {error}")))?;
-        let Ok(()) = mounted.recv() else {
+        let Ok(metrics) = mounted.recv() else {
             // The thread has ended, for it holds the sender until the mount is made.
             return Err(outcome(thread).err().unwrap_or_else(|| {
                 MountError(format!("{} was unmounted at once", mountpoint.display()))
@@ -88,7 +90,7 @@ impl Mount {
         match fs::metadata(&mountpoint) {
             Ok(root) => {
                 set_readahead(&root);
-                Ok(Self { mountpoint, thread })
+                Ok(Self { mountpoint, metrics, thread })
             }
             Err(error) => {
                 let shown = mountpoint.display();
@@ -104,6 +106,12 @@ impl Mount {
     #[must_use]
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
+    }
+
+    /// Asks for the mount's figures, from any thread.
+    #[must_use]
+    pub fn metrics(&self) -> MountMetrics {
+        self.metrics.clone()
     }
 
     /// Waits until the mount has ended (`sealfs umount`, umount(8), or [`Mount::unmount`] from another thread). From here on
@@ -162,7 +170,11 @@ fn outcome(thread: JoinHandle<Result<(), MountError>>) -> Result<(), MountError>
 }
 
 /// The mount's thread.
-fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Result<(), MountError> {
+fn run(
+    config: &MountConfig,
+    key: &Key,
+    mounted: &mpsc::SyncSender<MountMetrics>,
+) -> Result<(), MountError> {
     // Its system calls are not to be interrupted.
     Signals::all().block();
     if let Some(processor) = config.pin {
@@ -172,8 +184,9 @@ fn run(config: &MountConfig, key: &Key, mounted: &mpsc::SyncSender<()>) -> Resul
     let client = Client::connect(key.clone(), &map, &config.options)?;
     let device = point::attach(&config.mountpoint, &config.source, &config.options)?;
     // Nobody hears it if `start` has gone, which then unmounts.
-    let _ = mounted.send(());
-    let served = client.serve(Kernel::new(device), &config.options);
+    let (metrics, questions) = question_box(client.link.ring.wake());
+    let _ = mounted.send(metrics);
+    let served = client.serve(Kernel::new(device), &config.options, &questions);
     let ended = match served {
         Ok(()) => client.finish(&config.options),
         Err(error) => {
@@ -244,7 +257,12 @@ impl Client {
     }
 
     /// Answers the kernel until it ends the mount, and then what is in flight for a while.
-    fn serve(&self, kernel: Kernel, options: &MountOptions) -> Result<(), MountError> {
+    fn serve(
+        &self,
+        kernel: Kernel,
+        options: &MountOptions,
+        questions: &mpsc::Receiver<Question>,
+    ) -> Result<(), MountError> {
         let device = kernel.device().try_clone().map(sealfs_ring::File::new);
         let device = device.map_err(|error| MountError(format!("/dev/fuse: {error}")))?;
         let (calls, network) = (self.link.calls.clone(), options.network.clone());
@@ -265,6 +283,10 @@ impl Client {
                 retry.then(|| now.after_ms(RETRY_MS)),
                 ended,
             ];
+            while let Ok(question) = questions.try_recv() {
+                // Whoever has asked may have lost patience.
+                let _ = question.send(self.told(&session));
+            }
             match turn {
                 Turn::Ended => {
                     let until = *ended.get_or_insert(now.after_ms(FINISH_MS));
@@ -281,6 +303,17 @@ impl Client {
             }
             let deadline = wanted.into_iter().flatten().min();
             self.link.enter(deadline, |_| polled = false)?;
+        }
+    }
+
+    /// The mount as it stands.
+    fn told(&self, session: &Session<Files>) -> Told {
+        Told {
+            counts: session.counts(),
+            in_flight: session.in_flight(),
+            fs: self.fs.figures(),
+            nodes: self.link.calls.peers(),
+            buffers: self.link.pool.room(),
         }
     }
 

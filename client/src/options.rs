@@ -50,6 +50,8 @@ pub struct MountOptions {
     pub key: Option<PathBuf>,
     /// File for the log of a mount in the background (`log=`).
     pub log: Option<PathBuf>,
+    /// Where the mount's metrics can be scraped, `ADDR:PORT` (`metrics=`). The program that mounts offers them.
+    pub metrics: Option<String>,
 }
 
 impl Default for MountOptions {
@@ -68,6 +70,7 @@ impl Default for MountOptions {
             memory: POOL_LEN,
             key: None,
             log: None,
+            metrics: None,
         }
     }
 }
@@ -125,12 +128,17 @@ impl MountOptions {
                 return Err(MountError("mount option `log=` names no file".into()));
             }
             Some(("log", path)) => self.log = Some(PathBuf::from(path)),
+            Some(("metrics", "")) => {
+                return Err(MountError("mount option `metrics=` names no ADDR:PORT".into()));
+            }
+            Some(("metrics", address)) => self.metrics = Some(address.to_owned()),
             _ if is_for_mount(word) => {}
             _ => {
                 return Err(MountError(format!(
                     "unknown mount option `{word}`; known are ro, rw, nodev, nosuid, noexec, noatime, allow_other, \
                      transport=auto|tcp|rdma, rdma_device=DEVICE, poll=adaptive|spin|sleep, \
-                     consistency=close-to-open|strict, timeout=SECONDS, memory=SIZE, key=FILE, log=FILE"
+                     consistency=close-to-open|strict, timeout=SECONDS, memory=SIZE, key=FILE, log=FILE, \
+                     metrics=ADDR:PORT"
                 )));
             }
         }
@@ -233,7 +241,14 @@ mod tests {
     fn an_unknown_word_is_refused_by_name() {
         let words =
             ["raedonly", "timeout=soon", "timeout=-1", "transport=ib", "key=", "log=", "ro=1"];
-        let more = ["consistency=some", "poll=never", "memory=much", "memory=63M", "memory=17G"];
+        let more = [
+            "metrics=",
+            "consistency=some",
+            "poll=never",
+            "memory=much",
+            "memory=63M",
+            "memory=17G",
+        ];
         for word in words.into_iter().chain(more) {
             let error = MountOptions::default().apply(&format!("ro,{word}")).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");

@@ -49,6 +49,10 @@ pub struct Settings {
     pub lease: Option<u64>,
     /// Accepts a data directory or device that is a copy, whose original is gone for good.
     pub adopt: Option<bool>,
+    /// `ADDR:PORT` where the node's metrics can be scraped; the program that runs the node offers them.
+    pub metrics: Option<String>,
+    /// What is logged, as `--log`.
+    pub log: Option<String>,
 }
 
 /// A checked configuration.
@@ -127,6 +131,8 @@ impl Settings {
             only_uid: self.only_uid.or(below.only_uid),
             lease: self.lease.or(below.lease),
             adopt: self.adopt.or(below.adopt),
+            metrics: self.metrics.or(below.metrics),
+            log: self.log.or(below.log),
         }
     }
 

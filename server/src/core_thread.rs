@@ -5,15 +5,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
+use sealfs_metrics::Histogram;
 use sealfs_net::Net;
 use sealfs_proto::TransportKind;
 use sealfs_ring::{Owner, Poll, Pool, Ring, Wake, now, pin};
 use sealfs_server_core::{Config, Core, CoreId, Mail, Ports};
-use sealfs_transport::{Arena, Instant};
+use sealfs_transport::{Arena, Instant, Now};
 
 use crate::datadir::random_number;
 use crate::disk::RingDisk;
 use crate::mailbox::{Boxes, Channels};
+use crate::metrics::{Question, Told};
 use crate::recover::CoreFiles;
 use crate::run::Phase;
 use crate::{Fatal, StartError, Stopper};
@@ -36,6 +38,8 @@ pub(crate) struct CoreThread {
     pub(crate) files: CoreFiles,
     /// Its mail.
     pub(crate) boxes: Boxes<Mail>,
+    /// Who wants to know its figures.
+    pub(crate) questions: Receiver<Question>,
 }
 
 /// How far a core's thread is.
@@ -63,6 +67,10 @@ struct Loop {
     disk: RingDisk,
     net: Net,
     core: Core,
+    pool: Pool,
+    questions: Receiver<Question>,
+    /// How long its turns have taken.
+    turns: Histogram,
 }
 
 impl CoreThread {
@@ -126,7 +134,7 @@ impl CoreThread {
             ring.register(&pool);
         }
         let listens = net.listen(&address.to_string(), &self.rdma_listen, true).map_err(unable)?;
-        let arena: Rc<dyn Arena> = Rc::new(pool);
+        let arena: Rc<dyn Arena> = Rc::new(pool.clone());
         let ports = Ports {
             transport: Box::new(net.clone()),
             disk: Box::new(disk.clone()),
@@ -134,7 +142,8 @@ impl CoreThread {
             arena,
         };
         let core = recovery.finish(ports, now(), random_number()?);
-        Ok(Some(Loop { id, listens, ring, disk, net, core }))
+        let (questions, turns) = (self.questions, Histogram::default());
+        Ok(Some(Loop { id, listens, ring, disk, net, core, pool, questions, turns }))
     }
 }
 
@@ -145,11 +154,14 @@ impl Loop {
         // The first turn happens at once: recovery has left work.
         let mut deadline = Some(Instant::default());
         let mut patience = None;
+        let mut ended = now().mono;
         loop {
-            self.take_completions(deadline)?;
-            let now = now();
+            let now = self.take_completions(ended, deadline)?;
             let turned = self.core.turn(now);
             deadline = turned.map_err(|fatal| Fatal { code: Fatal::DISK, reason: fatal.0 })?;
+            ended = sealfs_ring::now().mono;
+            self.turns.add(ended.0.saturating_sub(now.mono.0));
+            self.tell_figures();
             if self.disk.has_completions() {
                 deadline = Some(now.mono);
             }
@@ -176,14 +188,26 @@ impl Loop {
         }
     }
 
-    /// Waits for completions until `deadline`, and hands them to their ports.
-    fn take_completions(&self, deadline: Option<Instant>) -> Result<(), Fatal> {
+    /// Tells its figures to whoever has asked.
+    fn tell_figures(&self) {
+        // Nothing but two loads as long as nobody asks.
+        while !self.questions.is_empty() {
+            let Ok(question) = self.questions.try_recv() else { return };
+            let (core, turns, buffers) = (self.core.figures(), self.turns, self.pool.room());
+            // Whoever has asked may have lost patience.
+            let _ = question.send(Told { core, turns, buffers });
+        }
+    }
+
+    /// Waits, from `present` on, for completions until `deadline`, and hands them to their ports; when the wait has ended.
+    fn take_completions(&self, present: Instant, deadline: Option<Instant>) -> Result<Now, Fatal> {
         let wait =
-            deadline.map(|deadline| Duration::from_nanos(deadline.0.saturating_sub(now().mono.0)));
+            deadline.map(|deadline| Duration::from_nanos(deadline.0.saturating_sub(present.0)));
         self.net.enter(&self.ring, wait).map_err(|error| Fatal {
             code: Fatal::BUG,
             reason: format!("io_uring_enter failed: {error}"),
         })?;
+        let now = now();
         while let Some(completion) = self.ring.next() {
             match completion.owner {
                 Owner::Disk => self.disk.on_completion(completion),
@@ -191,7 +215,7 @@ impl Loop {
                 Owner::Fuse => unreachable!("a node submits nothing for these"),
             }
         }
-        Ok(())
+        Ok(now)
     }
 }
 

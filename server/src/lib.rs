@@ -9,6 +9,7 @@ mod core_thread;
 mod datadir;
 mod disk;
 mod mailbox;
+mod metrics;
 mod recover;
 mod run;
 mod segments;
@@ -17,5 +18,6 @@ mod sys;
 
 pub use config::{Config, ConfigError, Settings};
 pub use datadir::cluster_at;
+pub use metrics::{Late, NodeMetrics};
 pub use run::{Fatal, Server, StartError, Stopper};
 pub use sealfs_net::Choice;

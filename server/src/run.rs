@@ -27,6 +27,7 @@ use crate::Config;
 use crate::core_thread::{CoreThread, Report};
 use crate::datadir::{DataDir, Wanted};
 use crate::mailbox::{self, BOX_LEN};
+use crate::metrics::{self, NodeMetrics};
 use crate::recover::{self, CoreFiles};
 
 /// A node that could not start: names the thing, the cause and the next step.
@@ -58,6 +59,7 @@ pub struct Server {
     stopper: Stopper,
     reports: Receiver<Report>,
     threads: Vec<JoinHandle<()>>,
+    metrics: NodeMetrics,
     dir: DataDir,
 }
 
@@ -103,8 +105,11 @@ impl Server {
         let pools = Pool::parts(config.memory, usize::from(cores))
             .map_err(|error| StartError(error.to_string()))?;
         let mut start = Starting::new(cores);
+        let mut asks = Vec::new();
         let boxes = mailbox::boxes::<Mail>(cores, BOX_LEN);
         for (core, (boxes, pool)) in (0..cores).zip(boxes.into_iter().zip(pools)) {
+            let (ask, questions) = metrics::question_box();
+            asks.push(ask);
             let thread = CoreThread {
                 config: core_config(core, cores),
                 processor: config.cores[usize::from(core)],
@@ -114,12 +119,15 @@ impl Server {
                 rdma_listen: config.rdma_listen.clone(),
                 files: CoreFiles::of(&dir, core)?,
                 boxes,
+                questions,
             };
             start.spawn(thread)?;
         }
         let local_addr = start.run(&address, &mut dir)?;
+        let metrics = NodeMetrics::new(config.id, asks, start.stopper.wakes().clone());
         Ok(Self {
             local_addr,
+            metrics,
             stopper: start.stopper.clone(),
             reports: start.reports.clone(),
             threads: std::mem::take(&mut start.threads),
@@ -137,6 +145,12 @@ impl Server {
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
+    }
+
+    /// Asks for the node's figures, from any thread.
+    #[must_use]
+    pub fn metrics(&self) -> NodeMetrics {
+        self.metrics.clone()
     }
 
     /// Waits until the node has stopped: asked to by a [`Stopper`], or because it cannot go on.

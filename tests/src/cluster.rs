@@ -52,6 +52,8 @@ pub struct Cluster {
     dir: tempfile::TempDir,
     addresses: Vec<String>,
     nodes: Vec<Option<Child>>,
+    /// What each node has printed when it was ready.
+    ready: Vec<String>,
     mounts: Vec<Mounted>,
     extra: Vec<String>,
 }
@@ -171,6 +173,7 @@ impl Cluster {
             dir,
             addresses,
             nodes: (0..count).map(|_| None).collect(),
+            ready: vec![String::new(); count],
             mounts: Vec::new(),
             extra: extra.iter().map(ToString::to_string).collect(),
         };
@@ -250,6 +253,13 @@ impl Cluster {
         BufReader::new(stdout).read_line(&mut line).expect("the node's stdout can be read");
         assert!(line.contains("ready"), "node {} is not ready: {line:?}\n{}", at + 1, self.logs());
         self.nodes[at] = Some(child);
+        self.ready[at] = line;
+    }
+
+    /// What the node at `at` has printed when it was ready.
+    #[must_use]
+    pub fn ready_line(&self, at: usize) -> &str {
+        &self.ready[at]
     }
 
     /// `sealfs serve` with all that the node at `at` needs.

@@ -14,12 +14,13 @@ mod bench;
 mod cmd;
 mod doctor;
 mod job;
+mod log;
+mod metrics;
 mod peers;
 mod place;
 mod process;
 mod stage;
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -29,9 +30,19 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "sealfs", version, max_term_width = 100)]
 struct Cli {
-    /// What to log, e.g. `info` or `sealfs_client=debug` (also from SEALFS_LOG).
-    #[arg(long, global = true, env = "SEALFS_LOG", default_value = "warn", value_name = "FILTER")]
-    log: String,
+    /// What to log, e.g. `info` or `sealfs_client=debug` (also from SEALFS_LOG). Default: warn.
+    #[arg(long, global = true, env = "SEALFS_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// How to log (also from SEALFS_LOG_FORMAT).
+    #[arg(
+        long,
+        global = true,
+        env = "SEALFS_LOG_FORMAT",
+        value_name = "text|json",
+        default_value = "text",
+        hide_possible_values = true
+    )]
+    log_format: log::Format,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -72,23 +83,20 @@ fn main() -> ExitCode {
         words
     };
     let cli = Cli::parse_from(words);
-    let filter = match tracing_subscriber::EnvFilter::try_new(&cli.log) {
-        Ok(filter) => filter,
+    // A daemon's stderr becomes its log file.
+    let is_daemon = matches!(&cli.verb, Verb::Mount(args) if !args.foreground());
+    let filter = cli.log.as_deref().unwrap_or(log::DEFAULT);
+    let log = match log::Log::begin(filter, cli.log_format, is_daemon) {
+        Ok(log) => log,
         Err(error) => {
-            eprintln!("sealfs: --log {:?}: {error}; try `--log info`", cli.log);
+            eprintln!("sealfs: {error}");
             return ExitCode::from(2);
         }
     };
-    // A daemon's stderr becomes its log file.
-    let is_daemon = matches!(&cli.verb, Verb::Mount(args) if !args.foreground());
-    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let in_colour = std::io::stderr().is_terminal() && !is_daemon && !is_plain;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(in_colour);
-    log.with_writer(std::io::stderr).init();
     let done = |()| ExitCode::SUCCESS;
     let result = match cli.verb {
         Verb::Doctor(args) => Ok(cmd::doctor::run(&args)),
-        Verb::Serve(args) => cmd::serve::run(args).map(done),
+        Verb::Serve(args) => cmd::serve::run(args, cli.log, &log).map(done),
         Verb::Mount(args) => cmd::mount::run(args).map(done),
         Verb::Umount(args) => cmd::umount::run(&args).map(done),
         Verb::Status(args) => cmd::status::run(&args).map(done),

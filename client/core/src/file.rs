@@ -24,7 +24,7 @@ use sealfs_transport::tasks::Waiters;
 
 use crate::gate::Gate;
 use crate::held::Held;
-use crate::{Handle, OpenFlags};
+use crate::{FsFigures, Handle, OpenFlags};
 
 /// What writes did that the inode's shard has not been told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -551,6 +551,18 @@ impl Table {
         let open = self.opens.remove(&handle).ok_or(Errno::EBADF)?;
         open.file.state.borrow_mut().handles -= 1;
         Ok(open)
+    }
+
+    /// How many there are of each; the sessions are not known here.
+    pub(crate) fn figures(&self) -> FsFigures {
+        let count = |is: fn(&File) -> bool| self.files.values().filter(|file| is(file)).count();
+        FsFigures {
+            handles: self.opens.len(),
+            files: self.files.len(),
+            dirty: count(File::is_dirty),
+            locked: count(File::is_locked),
+            sessions_ended: 0,
+        }
     }
 
     /// Forgets the file if nothing keeps it.

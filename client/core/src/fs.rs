@@ -25,6 +25,21 @@ use crate::unsynced::Unsynced;
 #[derive(Clone)]
 pub struct Fs(Rc<Inner>);
 
+/// What a client holds at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FsFigures {
+    /// Handles that are open.
+    pub handles: usize,
+    /// Files that are open, dirty or locked.
+    pub files: usize,
+    /// Files whose size, times or space their shard has yet to be told.
+    pub dirty: usize,
+    /// Files of which locks are held.
+    pub locked: usize,
+    /// Sessions with nodes that have ended.
+    pub sessions_ended: u64,
+}
+
 struct Inner {
     calls: Calls,
     spawner: Spawner,
@@ -110,6 +125,13 @@ impl Fs {
         let waits = !self.0.turns.is_empty();
         let retry = waits.then(|| self.now().after_ms(REGIONS_RETRY_MS));
         [due, retry, self.0.timers.deadline()].into_iter().flatten().min()
+    }
+
+    /// What it holds at this moment. Cost: a look at each file.
+    #[must_use]
+    pub fn figures(&self) -> FsFigures {
+        let sessions_ended = self.0.sessions.borrow().values().sum();
+        FsFigures { sessions_ended, ..self.table().figures() }
     }
 
     /// Takes the regions of one read, all at once, as soon as there are enough and the nodes that will fill them have room

@@ -22,5 +22,5 @@ mod share;
 mod types;
 mod unsynced;
 
-pub use fs::Fs;
+pub use fs::{Fs, FsFigures};
 pub use types::{Fallocate, Handle, Interrupt, OpenFlags, Options, Piece, Whence, WriteFlags};

@@ -6,6 +6,7 @@
 //! ```
 
 mod abi;
+mod counts;
 mod decode;
 mod fate;
 mod files;
@@ -19,6 +20,7 @@ mod reply;
 mod session;
 mod words;
 
+pub(crate) use counts::Counts;
 pub(crate) use decode::is_message;
 pub(crate) use files::Files;
 pub(crate) use init::MAX_WRITE;

@@ -7,7 +7,7 @@ use std::io::IoSlice;
 
 use sealfs_client_core::{Handle, Piece};
 use sealfs_proto::{Attr, Errno, Listed, Lock, limits};
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::abi::{self, OutHeader};
 
@@ -72,10 +72,24 @@ impl Reply {
         reply
     }
 
+    /// Why it is none.
+    pub(crate) const fn errno(&self) -> Option<Errno> {
+        self.error
+    }
+
+    /// Bytes of a file in it.
+    pub(crate) fn data_len(&self) -> usize {
+        self.data.iter().map(|piece| piece.len).sum()
+    }
+
+    /// If it answers a WRITE: the bytes that were taken.
+    pub(crate) fn written(&self) -> u32 {
+        abi::WriteOut::read_from_bytes(&self.body).map_or(0, |out| out.size)
+    }
+
     /// The header of this reply to request `unique`.
     pub(crate) fn header(&self, unique: u64) -> OutHeader {
-        let data: usize = self.data.iter().map(|piece| piece.len).sum();
-        let len = size_of::<OutHeader>() + self.body.len() + data;
+        let len = size_of::<OutHeader>() + self.body.len() + self.data_len();
         let len = u32::try_from(len).expect("a reply is at most a read's size and a header");
         OutHeader { len, error: self.error.map_or(0, |errno| -errno.raw()), unique }
     }

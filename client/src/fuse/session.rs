@@ -20,7 +20,7 @@
 //! 4. Without a free region nothing is read: programs wait (backpressure), and what is in flight goes on. Neither writes
 //!    that wait for a dead node ([`WriteMemory`]) nor reads (`sealfs_client_core`) bring that about soon.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -31,6 +31,7 @@ use sealfs_transport::tasks::Spawner;
 use sealfs_transport::{Arena, Instant, Region, Slice};
 
 use super::abi::{self, InHeader};
+use super::counts::Counts;
 use super::decode::{self, Op, Request};
 use super::fate::Fate;
 use super::init::{self, Agreed, MAX_WRITE, Verdict};
@@ -95,6 +96,9 @@ struct Shared<A> {
     answers: A,
     tasks: Spawner,
     flights: RefCell<HashMap<u64, Flight>>,
+    counts: RefCell<Counts>,
+    /// When the present turn began.
+    now: Cell<Instant>,
 }
 
 /// A request that is being answered.
@@ -118,8 +122,8 @@ impl Flight {
 impl<A: Answers> Session<A> {
     /// `arena_len`: of the arena that turns are given.
     pub(crate) fn new(kernel: Kernel, answers: A, tasks: Spawner, arena_len: usize) -> Self {
-        let flights = RefCell::default();
-        let shared = Rc::new(Shared { kernel, answers, tasks, flights });
+        let (flights, counts, now) = (RefCell::default(), RefCell::default(), Cell::default());
+        let shared = Rc::new(Shared { kernel, answers, tasks, flights, counts, now });
         let (checked, tidied) = (Instant::default(), Instant::default());
         let writes = WriteMemory::new(arena_len);
         Self { shared, room: None, writes, ended: false, checked, tidied }
@@ -128,6 +132,7 @@ impl<A: Answers> Session<A> {
     /// Reads what the kernel asks, at most [`MESSAGES_PER_TURN`], and begins to answer; to be called when the device may
     /// be readable.
     pub(crate) fn turn(&mut self, arena: &impl Arena, now: Instant) -> Turn {
+        self.shared.now.set(now);
         for _ in 0..MESSAGES_PER_TURN {
             if self.ended {
                 return Turn::Ended;
@@ -150,11 +155,17 @@ impl<A: Answers> Session<A> {
     /// Ends the waits that [`Fate`] ends. To be called every turn, and at least every [`RETRY_MS`] while
     /// [`Session::is_watching`].
     pub(crate) fn watch(&mut self, now: Instant) {
+        self.shared.now.set(now);
         self.end_waits(now);
         if now.ms_since(self.tidied) >= TIDY_MS {
             self.tidied = now;
             self.shared.answers.tidy(now);
         }
+    }
+
+    /// What was asked and answered so far.
+    pub(crate) fn counts(&self) -> Counts {
+        self.shared.counts.borrow().clone()
     }
 
     /// Requests that are being answered.
@@ -221,6 +232,7 @@ impl<A: Answers> Session<A> {
                 };
                 let asked = Asked { header, op, data, interrupt: &interrupt, now };
                 let work = shared.answers.answer(asked);
+                shared.counts.borrow_mut().ask(header.opcode);
                 shared.flights.borrow_mut().insert(header.unique, flight);
                 shared.tasks.spawn(Rc::clone(shared).run(header.unique, work));
             }
@@ -262,8 +274,8 @@ impl<A: Answers> Shared<A> {
     async fn run(self: Rc<Self>, unique: u64, work: Work) {
         let reply = work.await;
         // A flight that is gone has been answered EINTR.
-        let wanted = self.flights.borrow_mut().remove(&unique).is_some();
-        let taken = wanted && self.kernel.reply(unique, &reply);
+        let flight = self.flights.borrow_mut().remove(&unique);
+        let taken = flight.is_some_and(|flight| self.reply(unique, &flight, &reply));
         if let (false, Some(given)) = (taken, reply.gives) {
             self.answers.give_back(given).await;
         }
@@ -288,9 +300,19 @@ impl<A: Answers> Shared<A> {
         let Some(flight) = flights.get(&unique) else { return };
         let waited_ms = now.ms_since(flight.began);
         if Fate::of(flight.pid, flight.interrupted).ends_wait(waited_ms, flight.changes) {
-            flights.remove(&unique);
-            self.kernel.reply(unique, &Reply::error(Errno::EINTR));
+            let flight = flights.remove(&unique);
+            drop(flights);
+            if let Some(flight) = flight {
+                self.reply(unique, &flight, &Reply::error(Errno::EINTR));
+            }
         }
+    }
+
+    /// Answers a request that is no longer among the flights.
+    fn reply(&self, unique: u64, flight: &Flight, reply: &Reply) -> bool {
+        let took_ns = self.now.get().0.saturating_sub(flight.began.0);
+        self.counts.borrow_mut().answer(flight.opcode, reply, took_ns);
+        self.kernel.reply(unique, reply)
     }
 }
 

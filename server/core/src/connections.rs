@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use sealfs_proto::{Header, Request, SessionId};
-use sealfs_transport::{Conn, Peer};
+use sealfs_transport::{Conn, Instant, Peer};
 
 /// A request whose bulk is not here yet.
 #[derive(Debug)]
 pub(crate) struct Pulling {
     pub(crate) header: Header,
     pub(crate) request: Request,
+    pub(crate) arrived: Instant,
 }
 
 /// The connections.
@@ -52,6 +53,12 @@ impl Connections {
     /// The connections of a session.
     pub(crate) fn of_session(&self, session: SessionId) -> Vec<Conn> {
         self.select(|peer| matches!(peer, Peer::Client { session: of, .. } if of == session))
+    }
+
+    /// How many there are of clients, and of nodes.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let clients = self.clients().len();
+        (clients, self.peers.len() - clients)
     }
 
     /// All clients' connections.

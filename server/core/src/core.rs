@@ -18,14 +18,15 @@ use sealfs_transport::{
 use crate::chunk::{ChunkRecord, Chunks};
 use crate::connections::Connections;
 use crate::disk::{DiskCalls, Done, Polled};
+use crate::figures::Counted;
 use crate::flow;
 use crate::gate::{Batch, Gate};
 use crate::mail::{Answered, Errand};
 use crate::net;
 use crate::sessions::Leases;
 use crate::siblings::{Received, Siblings};
-use crate::world::{Caller, Job, Known, Log, Shard, Waits, World};
-use crate::{Config, CoreId, Disk, DiskOp, Mail, Mailbox, serve};
+use crate::world::{Appending, Caller, Job, Known, Log, Shard, Waits, World};
+use crate::{Config, CoreFigures, CoreId, Disk, DiskOp, Mail, Mailbox, serve};
 
 /// What a core needs of the world.
 pub struct Ports {
@@ -221,14 +222,15 @@ impl Core {
         if std::mem::take(&mut log.dirty) {
             let bytes = log.writer.take_batch();
             let batch = log.gate.close();
-            world.count("journal_bytes", bytes.len() as u64);
+            world.count(Counted::JournalBytes, bytes.len() as u64);
             let id = world.disk.submit_named(DiskOp::Append { bytes });
-            log.appending.insert(id, batch);
+            log.appending.insert(id, Appending { batch, since: world.now.get().mono });
         }
         let (written, synced) = (log.gate.written(), log.gate.synced());
         if log.syncing.is_none() && log.gate.wants_sync() && written > synced {
             let id = world.disk.submit_named(DiskOp::SyncJournal);
-            log.syncing = Some((id, written));
+            let since = world.now.get().mono;
+            log.syncing = Some((id, Appending { batch: written, since }));
         }
     }
 
@@ -240,12 +242,17 @@ impl Core {
             );
             return Err(Fatal(text));
         }
+        let now = self.world.now.get().mono;
         let leaving = {
             let mut log = self.world.log.borrow_mut();
             match (log.appending.remove(&id), log.syncing) {
-                (Some(batch), _) => log.gate.on_written(batch),
-                (None, Some((sync, batch))) if sync == id => {
+                (Some(Appending { batch, since }), _) => {
+                    self.world.counters.borrow_mut().appends.add(now.0.saturating_sub(since.0));
+                    log.gate.on_written(batch)
+                }
+                (None, Some((sync, Appending { batch, since }))) if sync == id => {
                     log.syncing = None;
+                    self.world.counters.borrow_mut().syncs.add(now.0.saturating_sub(since.0));
                     self.world.raises.borrow_mut().retain(|_, raised| *raised > batch);
                     log.gate.on_synced(batch)
                 }
@@ -325,6 +332,12 @@ impl Core {
     #[must_use]
     pub fn status(&self) -> NodeStatus {
         self.world.status()
+    }
+
+    /// What it has counted, and what it holds at this moment. Cost: a look at each of its shards.
+    #[must_use]
+    pub fn figures(&self) -> CoreFigures {
+        self.world.figures()
     }
 
     /// The shards that it owns, ascending.

@@ -131,6 +131,11 @@ impl<T> Gate<T> {
             || (self.durability == Durability::Power && !self.acknowledged.is_empty())
     }
 
+    /// Items that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.acknowledged.values().chain(self.on_device.values()).map(Vec::len).sum()
+    }
+
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.acknowledged.is_empty() && self.on_device.is_empty()

@@ -16,6 +16,7 @@ mod config;
 mod connections;
 mod core;
 mod disk;
+mod figures;
 mod flow;
 mod gate;
 mod locks;
@@ -32,6 +33,7 @@ mod world;
 
 pub use config::{Config, Durability};
 pub use core::{Core, Fatal, Ports};
+pub use figures::{BlockFigures, CoreFigures, Counted, Counters, PutOff, Queues, RequestKind};
 pub use mail::Mail;
 pub use ports::{CoreId, Disk, DiskDone, DiskError, DiskOp, Mailbox};
 pub use recovery::{Recovery, sync_mark};

@@ -137,6 +137,12 @@ impl Locks {
         dropped
     }
 
+    /// Locks that are held, and waits for some.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let tables = self.tables.values().map(|table| (table.held.len(), table.waiting.len()));
+        tables.fold((0, 0), |(held, waiting), (h, w)| (held + h, waiting + w))
+    }
+
     /// Drops everything that a session holds or waits for; returns the tickets that were granted because of it.
     pub(crate) fn end_session(&mut self, session: SessionId) -> Vec<Ticket> {
         let mut granted = Vec::new();

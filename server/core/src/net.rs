@@ -11,10 +11,11 @@ use sealfs_proto::{Errno, Header, HeaderKind, Request, Sequence, Status, decode}
 use sealfs_transport::{Conn, Event, Peer, Region, Slice};
 
 use crate::connections::Pulling;
+use crate::figures::RequestKind;
 use crate::flow;
 use crate::mail::Order;
 use crate::serve;
-use crate::world::{Caller, Job, World, errno};
+use crate::world::{Caller, Guest, Job, World, errno};
 
 /// Takes an event of an accepted connection.
 pub(crate) fn take(world: &Rc<World>, event: Event) {
@@ -46,11 +47,13 @@ fn request(world: &Rc<World>, conn: Conn, header: Header, body: &[u8]) {
             return world.calls.close(conn);
         }
     };
-    let waits = matches!(request, Request::Lock { wait: true, .. });
-    if !waits {
+    let (kind, arrived) = (RequestKind::of(&request), world.now.get().mono);
+    world.counters.borrow_mut().arrive(kind);
+    let guest = Guest { conn, token: header.token, kind, arrived };
+    if !guest.waits() {
         world.in_service.set(world.in_service.get() + 1);
     }
-    let caller = Caller::Peer { conn, token: header.token, waits };
+    let caller = Caller::Peer(guest);
     if !has_session(world, peer) {
         return world.respond_after(caller, world.written(), Err(Status::NoSession).into());
     }
@@ -66,7 +69,7 @@ fn request(world: &Rc<World>, conn: Conn, header: Header, body: &[u8]) {
         }
         let key = (conn, header.token);
         let mut connections = world.connections.borrow_mut();
-        connections.pulling.insert(key, Pulling { header, request });
+        connections.pulling.insert(key, Pulling { header, request, arrived });
         connections.starved.push_back(key);
         drop(connections);
         return feed(world);
@@ -118,10 +121,11 @@ fn pulled(world: &Rc<World>, conn: Conn, token: u64, region: Region, len: u32) {
     let pulling = connections.pulling.remove(&(conn, token));
     let peer = connections.peer(conn);
     drop(connections);
-    let (Some(Pulling { header, request }), Some(peer)) = (pulling, peer) else { return };
+    let (Some(Pulling { header, request, arrived }), Some(peer)) = (pulling, peer) else { return };
     let bulk = region.freeze().cut(0, len as usize);
+    let kind = RequestKind::of(&request);
     let order = order(peer, &header, request, Some(bulk));
-    let caller = Caller::Peer { conn, token, waits: false };
+    let caller = Caller::Peer(Guest { conn, token, kind, arrived });
     serve::route(world, Job::new(caller, order));
 }
 

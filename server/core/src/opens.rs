@@ -53,6 +53,11 @@ impl Opens {
         }
     }
 
+    /// Files that are open, each as often as there are sessions that hold it.
+    pub(crate) fn count(&self) -> usize {
+        self.counts.len()
+    }
+
     /// Whether any session holds the inode open.
     pub(crate) fn is_open(&self, ino: Ino) -> bool {
         let all = (ino, SessionId(0))..=(ino, SessionId(u64::MAX));

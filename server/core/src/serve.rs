@@ -16,6 +16,7 @@ use sealfs_meta::{Effect, Facts, Kept, Origin, Planned, Refused, plan, read, wai
 use sealfs_proto::{Errno, Ino, Reply, Request, ShardId, Status};
 use sealfs_transport::Peer;
 
+use crate::figures::Counted;
 use crate::flow;
 use crate::locks::Ticket;
 use crate::mail::{Errand, Order};
@@ -41,7 +42,7 @@ pub(crate) fn route(world: &Rc<World>, job: Job) {
 
 /// Serves a request for a shard of this core.
 pub(crate) fn serve(world: &Rc<World>, job: Job) {
-    world.count("requests", 1);
+    world.count(Counted::Served, 1);
     let shard = job.order.shard;
     if !world.owns(shard) {
         return world.respond_after(job.caller, world.written(), Err(Status::StaleMap).into());

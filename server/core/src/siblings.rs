@@ -86,6 +86,14 @@ impl<W> Siblings<W> {
     }
 }
 
+impl<W> Siblings<W> {
+    /// Mails that full boxes have refused, and errands that are not answered.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let inner = self.inner.borrow();
+        (inner.unsent.values().map(VecDeque::len).sum(), inner.waiting.len())
+    }
+}
+
 impl<W> Inner<W> {
     fn send(&mut self, to: CoreId, letter: Letter) {
         let mail = Mail(letter);

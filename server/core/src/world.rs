@@ -25,6 +25,7 @@ use sealfs_transport::{Arena, Ask, Calls, Conn, Instant, Now, Peer, Random, Regi
 use crate::chunk::{ChunkRecord, Chunks, GuardId};
 use crate::connections::Connections;
 use crate::disk::DiskCalls;
+use crate::figures::{Counted, Counters, RequestKind};
 use crate::flow::node::Passes;
 use crate::flow::{rename, snapshot, space};
 use crate::gate::{Batch, Gate};
@@ -90,14 +91,29 @@ impl Job {
 
 /// Where an answer goes.
 pub(crate) enum Caller {
-    /// To a connection of this core. `waits`: for a lock, so that it takes none of the slots of `in_service`.
-    Peer { conn: Conn, token: u64, waits: bool },
+    /// To a connection of this core.
+    Peer(Guest),
     /// To the core that has the connection. `of_node`: it goes on to another journal.
     Sibling { core: CoreId, token: u64, of_node: bool },
     /// To a task of this core.
     Task(Sender<Outcome>),
     /// To whoever asked last for this change, see [`World::running`].
     Change(Ticket),
+}
+
+/// Who asks over a connection of this core.
+pub(crate) struct Guest {
+    pub(crate) conn: Conn,
+    pub(crate) token: u64,
+    pub(crate) kind: RequestKind,
+    pub(crate) arrived: Instant,
+}
+
+impl Guest {
+    /// Whether it waits for a lock, so that it takes none of the slots of `in_service`.
+    pub(crate) fn waits(&self) -> bool {
+        self.kind == RequestKind::LockWait
+    }
 }
 
 /// What waits for the result of an errand.
@@ -123,8 +139,15 @@ pub(crate) struct Log {
     /// Whether this turn has appended anything.
     pub(crate) dirty: bool,
     /// Appends and syncs in flight, by the disk's number.
-    pub(crate) appending: BTreeMap<u64, Batch>,
-    pub(crate) syncing: Option<(u64, Batch)>,
+    pub(crate) appending: BTreeMap<u64, Appending>,
+    pub(crate) syncing: Option<(u64, Appending)>,
+}
+
+/// A batch on its way to the journal or to the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Appending {
+    pub(crate) batch: Batch,
+    pub(crate) since: Instant,
 }
 
 /// The sessions as this core knows them.
@@ -174,7 +197,7 @@ pub(crate) struct World {
     pub(crate) late: RefCell<BTreeSet<(Instant, ShardId)>>,
     /// Requests to be looked at again in this turn.
     pub(crate) again: RefCell<VecDeque<Job>>,
-    pub(crate) counters: RefCell<BTreeMap<&'static str, u64>>,
+    pub(crate) counters: RefCell<Counters>,
     /// Requests of connections of this core that are not answered, waits for locks left out: it may take the request of
     /// another client to end them.
     pub(crate) in_service: Cell<usize>,
@@ -204,9 +227,9 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Adds to a counter of `sealfs status`.
-    pub(crate) fn count(&self, name: &'static str, more: u64) {
-        *self.counters.borrow_mut().entry(name).or_insert(0) += more;
+    /// Adds to a count.
+    pub(crate) fn count(&self, what: Counted, more: u64) {
+        self.counters.borrow_mut().add(what, more);
     }
 
     /// The core cannot go on; the first reason is kept.
@@ -368,7 +391,7 @@ impl World {
         }
         let is_step = match &caller {
             Caller::Sibling { of_node, .. } => *of_node,
-            Caller::Peer { conn, .. } => {
+            Caller::Peer(Guest { conn, .. }) => {
                 matches!(self.connections.borrow().peer(*conn), Some(Peer::Node { .. }))
             }
             _ => false,
@@ -415,21 +438,7 @@ impl World {
             Leaving::Answer(Caller::Sibling { core, token, .. }, outcome) => {
                 self.siblings.answer(core, token, Answered::Served(outcome));
             }
-            Leaving::Answer(Caller::Peer { conn, token, waits }, Outcome { reply, bulk }) => {
-                if !waits {
-                    self.in_service.set(self.in_service.get().saturating_sub(1));
-                }
-                let (mut status, mut body) = match reply {
-                    Ok(reply) => (Status::Ok, encode(&reply)),
-                    Err(status) => (status, Vec::new()),
-                };
-                let mut bulk = bulk;
-                if body.len() > limits::BODY_LEN_MAX as usize {
-                    tracing::error!(bytes = body.len(), "a reply is longer than a frame can be");
-                    (status, body, bulk) = (Status::Errno(Errno::E2BIG), Vec::new(), Vec::new());
-                }
-                self.calls.reply(conn, token, status, body, bulk);
-            }
+            Leaving::Answer(Caller::Peer(guest), outcome) => self.reply(&guest, outcome),
             Leaving::Answer(Caller::Change(ticket), outcome) => {
                 let caller = self.running.borrow_mut().remove(&ticket);
                 if let Some(caller) = caller {
@@ -437,6 +446,24 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Sends an answer over a connection of this core.
+    fn reply(&self, guest: &Guest, Outcome { reply, mut bulk }: Outcome) {
+        if !guest.waits() {
+            self.in_service.set(self.in_service.get().saturating_sub(1));
+        }
+        let (mut status, mut body) = match reply {
+            Ok(reply) => (Status::Ok, encode(&reply)),
+            Err(status) => (status, Vec::new()),
+        };
+        if body.len() > limits::BODY_LEN_MAX as usize {
+            tracing::error!(bytes = body.len(), "a reply is longer than a frame can be");
+            (status, body, bulk) = (Status::Errno(Errno::E2BIG), Vec::new(), Vec::new());
+        }
+        let took_ns = self.now.get().mono.0.saturating_sub(guest.arrived.0);
+        self.counters.borrow_mut().answer(guest.kind, status, took_ns);
+        self.calls.reply(guest.conn, guest.token, status, body, bulk);
     }
 
     // ---- waiting for keys ----

@@ -2,11 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sealfs_client::{Forked, Mount, MountConfig, MountOptions, Started, daemonize, default_log};
 use sealfs_proto::Address;
 
 use crate::Failure;
+use crate::metrics::{Endpoint, Listener, Source};
 
 /// Mounts a cluster. Returns when the mount answers; a daemon serves it from then on.
 #[derive(clap::Args)]
@@ -38,6 +40,9 @@ pub(crate) struct Args {
     /// Seconds that an operation waits for a node before it fails with EIO; 0: for ever.
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
+    /// Where Prometheus can scrape this mount: http://ADDR:PORT/metrics. Default: nowhere.
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics: Option<String>,
     /// Mount options, as in fstab: ro, nodev, nosuid, noexec, allow_other, key=FILE, consistency=strict, ...
     #[arg(short, value_name = "LIST")]
     options: Vec<String>,
@@ -74,6 +79,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         ("memory", args.memory),
         ("consistency", args.consistency),
         ("timeout", args.timeout.map(|s| s.to_string())),
+        ("metrics", args.metrics),
     ] {
         if let Some(value) = value {
             options.apply(&format!("{name}={value}"))?;
@@ -103,7 +109,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         return Ok(());
     }
     if args.foreground {
-        return Ok(Mount::start(config)?.wait()?);
+        let (mount, _endpoint) = start(config)?;
+        return Ok(mount.wait()?);
     }
     let log_file = match args.log_file.or_else(|| config.options.log.clone()) {
         Some(log_file) => absolute(&log_file)?,
@@ -115,9 +122,26 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
+/// Mounts, and offers metrics if it is to.
+fn start(config: MountConfig) -> Result<(Mount, Option<Endpoint>), Failure> {
+    let metrics = config.options.metrics.as_deref().map(Listener::bind).transpose()?;
+    if let Some(metrics) = &metrics {
+        tracing::info!("metrics on http://{}/metrics", metrics.address());
+    }
+    let mount = Mount::start(config)?;
+    let of_mount = mount.metrics();
+    let source: Source =
+        Arc::new(move |page| of_mount.write(page).map_err(|late| late.to_string()));
+    let endpoint = metrics.map(|metrics| metrics.serve(source)).transpose();
+    if endpoint.is_err() {
+        mount.unmount(true)?;
+    }
+    Ok((mount, endpoint?))
+}
+
 fn serve(config: MountConfig, started: Started) -> Result<(), Failure> {
-    match Mount::start(config) {
-        Ok(mount) => {
+    match start(config) {
+        Ok((mount, _endpoint)) => {
             started.report(Ok(()));
             Ok(mount.wait()?)
         }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 
 use sealfs_server::{Server, Settings};
@@ -9,6 +10,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::Failure;
+use crate::log::{self, Log};
+use crate::metrics::{Listener, Source};
 
 /// Runs a node in the foreground until SIGTERM or SIGINT. Prints one line when it is ready.
 #[derive(clap::Args)]
@@ -60,12 +63,16 @@ pub(crate) struct Args {
     /// Accepts a data directory or device that is a copy, whose original is gone for good.
     #[arg(long)]
     adopt: bool,
+    /// Where Prometheus can scrape this node: http://ADDR:PORT/metrics. Default: nowhere.
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics: Option<String>,
     /// Settings as TOML, named as the flags; flags win.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-pub(crate) fn run(args: Args) -> Result<(), Failure> {
+/// `filter`: `--log`, if it was given.
+pub(crate) fn run(args: Args, filter: Option<String>, log: &Log) -> Result<(), Failure> {
     let flags = Settings {
         data: args.data,
         listen: args.listen,
@@ -82,11 +89,15 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         only_uid: args.only_uid,
         lease: args.lease,
         adopt: args.adopt.then_some(true),
+        metrics: args.metrics,
+        log: filter,
     };
     let settings = match &args.config {
         Some(file) => flags.over(Settings::from_file(file)?),
         None => flags,
     };
+    log.set(settings.log.as_deref().unwrap_or(log::DEFAULT))?;
+    let metrics = settings.metrics.as_deref().map(Listener::bind).transpose()?;
     let config = settings.resolve()?;
     let (id, data) = (config.id, config.data.clone());
     // Before the node's threads start, so that a signal during the start is not lost.
@@ -101,9 +112,16 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             }
         }
     });
+    let of_node = server.metrics();
+    let source: Source = Arc::new(move |page| of_node.write(page).map_err(|late| late.to_string()));
+    let endpoint = metrics.map(|metrics| metrics.serve(source)).transpose()?;
     let mut out = std::io::stdout();
     let _ =
-        writeln!(out, "node {id} is ready on {}, data in {}", server.local_addr(), data.display());
+        write!(out, "node {id} is ready on {}, data in {}", server.local_addr(), data.display());
+    let _ = match &endpoint {
+        Some(endpoint) => writeln!(out, ", metrics on http://{}/metrics", endpoint.address()),
+        None => writeln!(out),
+    };
     let _ = out.flush();
     match server.wait() {
         Ok(()) => Ok(()),

@@ -222,6 +222,10 @@ pub struct PeerStatus {
     pub last_error: Option<String>,
     /// Connections made after the first one.
     pub reconnects: u64,
+    /// Connections that could not be made or have ended by an error.
+    pub failures: u64,
+    /// Calls that were sent again: the node was busy, or the connection was lost.
+    pub resent: u64,
     /// Calls not answered yet.
     pub in_flight: u64,
 }

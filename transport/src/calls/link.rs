@@ -169,6 +169,8 @@ impl Link {
             connected,
             last_error: self.last_error.clone(),
             reconnects: self.stats.opened.saturating_sub(1),
+            failures: self.stats.failures,
+            resent: self.stats.resent,
             in_flight: self.calls.len() as u64,
         }
     }

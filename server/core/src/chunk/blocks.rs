@@ -168,6 +168,10 @@ impl Blocks {
         Some(if at_once { Instant(0) } else { oldest.since.after_ms(PENDING_MS_MAX) })
     }
 
+    pub(super) fn pending_blocks(&self) -> u64 {
+        self.pending_blocks
+    }
+
     pub(super) fn has_pending(&self) -> bool {
         !self.pending.is_empty() || !self.parked.is_empty()
     }

@@ -298,6 +298,12 @@ impl Chunks {
         self.map.used()
     }
 
+    /// Blocks that were freed and are not free before the next sync mark.
+    #[must_use]
+    pub fn pending_blocks(&self) -> u64 {
+        self.blocks.pending_blocks()
+    }
+
     /// Every extent of the map, and every freed block that waits for a sync mark: what [`Groups::new`] must not lend.
     #[must_use]
     pub fn occupied(&self) -> Vec<Run> {

@@ -15,6 +15,7 @@ use sealfs_proto::{Errno, Reply, Request, Status, Who};
 
 use super::rename::RenameLock;
 use super::{cut, node, numbers, rename, tx};
+use crate::figures::Counted;
 use crate::locks::Ticket;
 use crate::mail::{Order, Outcome};
 use crate::serve::follow;
@@ -94,7 +95,7 @@ impl Change<'_> {
                     if age_ms > GIVE_UP_MS {
                         return Err(Status::Busy).into();
                     }
-                    world.count("transactions_retried", 1);
+                    world.count(Counted::TransactionsRetried, 1);
                     world.back_off(pause_ms(age_ms)).await;
                 }
             }

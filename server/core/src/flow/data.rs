@@ -17,6 +17,7 @@ use sealfs_transport::{Region, Slice};
 use super::space;
 use crate::Durability;
 use crate::chunk::{ChunkRecord, Guard, Plan, Refusal};
+use crate::figures::Counted;
 use crate::mail::Outcome;
 use crate::serve::follow;
 use crate::world::{Caller, Job, World, errno};
@@ -73,7 +74,7 @@ async fn write(
     if end > u64::from(limits::CHUNK_SIZE_MAX) {
         return errno(Errno::EINVAL);
     }
-    world.count("bytes_written", len);
+    world.count(Counted::BytesWritten, len);
     let change = ChunkChange::Write { offset, payload: &payload };
     let reply = if index == 0 {
         loop {
@@ -351,10 +352,11 @@ async fn read(world: &Rc<World>, ino: Ino, index: u64, offset: u32, length: u32)
         }
     }
     let length = plan.len();
-    world.count("bytes_read", u64::from(length));
+    world.count(Counted::BytesRead, u64::from(length));
     match plan.finish(filled) {
         Ok(bulk) => Outcome { reply: Ok(Reply::Data { length }), bulk },
         Err(bad) => {
+            world.count(Counted::BadBlocks, 1);
             tracing::error!(%bad, "a block is damaged");
             errno(Errno::EIO)
         }

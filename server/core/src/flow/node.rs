@@ -20,13 +20,14 @@ use super::data::{self, ChunkChange, Failed, carry_out};
 use super::session;
 use crate::CoreId;
 use crate::chunk::Groups;
+use crate::figures::Counted;
 use crate::locks::Ticket;
 use crate::mail::{Answered, Errand, Order, Outcome};
 use crate::world::{Job, World, errno};
 
 /// Serves a request of the node at the core that was asked.
 pub(crate) fn serve(world: &Rc<World>, job: Job) {
-    world.count("requests", 1);
+    world.count(Counted::Served, 1);
     let task = Rc::clone(world);
     world.spawner.spawn(async move {
         let Job { caller, order, .. } = job;
@@ -500,8 +501,11 @@ impl World {
 
     /// This core's share of the node's status.
     pub(crate) fn status(&self) -> NodeStatus {
-        let mut counters = self.counters.borrow().clone();
-        counters.extend(payload_of_thread().named());
+        let counted = self.counters.borrow();
+        let counters = Counted::ALL.map(|what| (what.name(), counted.of(what)));
+        // By name, as they are merged.
+        let counters: BTreeMap<_, _> =
+            counters.into_iter().chain(payload_of_thread().named()).collect();
         NodeStatus {
             node: self.config.node,
             version: env!("CARGO_PKG_VERSION").into(),

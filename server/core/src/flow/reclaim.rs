@@ -12,6 +12,7 @@ use sealfs_proto::Ino;
 
 use super::data;
 use super::node;
+use crate::figures::Counted;
 use crate::world::World;
 
 /// Begins to reclaim the inode if it has no links and nobody has it open.
@@ -71,7 +72,7 @@ pub(crate) fn go_on(world: &Rc<World>, ino: Ino, chunk_size: u32) {
         node::discard_until_done(&task, ino, chunk_size, 0, bound.unwrap_or(u64::MAX)).await;
         let (now, change) = (task.now.get().wall, Change::Reclaimed { ino });
         task.commit(shard, &Record { origin: None, now, change }, None);
-        task.count("inodes_reclaimed", 1);
+        task.count(Counted::InodesReclaimed, 1);
     });
 }
 

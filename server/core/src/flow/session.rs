@@ -18,6 +18,7 @@ use sealfs_transport::tasks::join_all;
 use sealfs_transport::{CloseReason, Conn, Hello, Peer};
 
 use super::{node, reclaim};
+use crate::figures::Counted;
 use crate::locks::Taken;
 use crate::mail::{Answered, Errand, Order, Outcome};
 use crate::memory;
@@ -217,7 +218,7 @@ async fn end(world: &Rc<World>, session: SessionId) {
     let record = Record { origin: None, now: world.now.get().wall, change };
     world.commit(world.session_shard(), &record, None);
     world.ending.borrow_mut().remove(&session);
-    world.count("sessions_ended", 1);
+    world.count(Counted::SessionsEnded, 1);
 }
 
 /// Drops what this core has of a session; done when the journal says so.

@@ -21,6 +21,7 @@ use sealfs_meta::snapshot::Encoder;
 use sealfs_proto::ShardId;
 use sealfs_transport::Instant;
 
+use crate::figures::Counted;
 use crate::world::{Shard, World};
 use crate::{DiskError, DiskOp};
 
@@ -57,7 +58,7 @@ pub(crate) fn tend(world: &Rc<World>) {
             Ok(()) => {
                 task.snapshots.from.set(end);
                 let _ = task.disk.submit(DiskOp::Cut { position: end }).await;
-                task.count("snapshot_rounds", 1);
+                task.count(Counted::SnapshotRounds, 1);
             }
             Err(error) => {
                 tracing::error!(%error, "a snapshot could not be stored; the journal is kept");

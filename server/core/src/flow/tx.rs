@@ -14,6 +14,7 @@ use sealfs_proto::{Errno, Reply, Request, ShardId, Status, TxId};
 use sealfs_transport::tasks::join_all;
 
 use super::rename::{self, RenameLock};
+use crate::figures::Counted;
 use crate::mail::Outcome;
 use crate::serve::follow;
 use crate::world::{Job, World, errno};
@@ -43,7 +44,7 @@ pub(crate) async fn run(
         Some(tx)
     });
     let Some(tx) = drawn else { return Ended::NoNumbers };
-    world.count("transactions", 1);
+    world.count(Counted::Transactions, 1);
     let asks: Vec<_> = transaction.prepares(tx).collect();
     let asks = asks.into_iter().map(|(shard, share)| world.ask(shard, Request::Prepare(share)));
     let mut attrs = Vec::new();
@@ -119,7 +120,7 @@ async fn tell(world: &Rc<World>, participant: ShardId, tx: TxId) {
                     %participant, coordinator = %tx.coordinator, number = tx.number,
                     "a shard has lost its share of a change that was decided: the change is half done, its decision is kept"
                 );
-                world.count("transactions_half_lost", 1);
+                world.count(Counted::TransactionsHalfLost, 1);
                 pause_ms = LOST_RETRY_MS;
             }
             Err(_) => pause_ms = (pause_ms * 2).min(RETRY_MS),
