@@ -153,7 +153,7 @@ impl Loop {
         let mut ready = Some(ready);
         // The first turn happens at once: recovery has left work.
         let mut deadline = Some(Instant::default());
-        let mut patience = None;
+        let (mut patience, mut was_idle) = (None, false);
         let mut ended = now().mono;
         loop {
             let now = self.take_completions(ended, deadline)?;
@@ -178,7 +178,13 @@ impl Loop {
                         self.core.stop();
                         now.mono.after_ms(DRAIN_MS)
                     });
-                    stopper.set_idle(self.id, self.core.is_idle());
+                    // Twice: what the last turn has answered has been handed to the network by then.
+                    let is_idle = self.core.is_idle();
+                    stopper.set_idle(self.id, is_idle && was_idle);
+                    if is_idle && !was_idle {
+                        deadline = Some(now.mono);
+                    }
+                    was_idle = is_idle;
                     if now.mono >= end {
                         stopper.end();
                     }

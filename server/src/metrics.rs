@@ -29,6 +29,8 @@ use sealfs_transport::{PeerStatus, payload_of_process};
 #[derive(Clone, Debug)]
 pub struct NodeMetrics {
     node: NodeId,
+    /// The run before this one was stopped in order.
+    was_clean: bool,
     cores: Vec<Asking>,
 }
 
@@ -66,9 +68,15 @@ pub(crate) fn question_box() -> (Sender<Question>, Receiver<Question>) {
 
 impl NodeMetrics {
     /// Of a node whose cores have these boxes and rings.
-    pub(crate) fn new(node: NodeId, boxes: Vec<Sender<Question>>, wakes: Vec<Wake>) -> Self {
+    pub(crate) fn new(
+        node: NodeId,
+        was_clean: bool,
+        boxes: Vec<Sender<Question>>,
+        wakes: Vec<Wake>,
+    ) -> Self {
         let cores = boxes.into_iter().zip(wakes);
-        Self { node, cores: cores.map(|(questions, wake)| Asking { questions, wake }).collect() }
+        let cores = cores.map(|(questions, wake)| Asking { questions, wake }).collect();
+        Self { node, was_clean, cores }
     }
 
     /// Adds the node's families to the page; nothing if a core is late. Blocks for [`PATIENCE`] at most.
@@ -83,6 +91,11 @@ impl NodeMetrics {
         journal(page, &counters, &told);
         space(page, &counters, &told);
         sessions(page, &counters, &told);
+        page.gauge(
+            "sealfs_node_last_run_clean",
+            "Whether the run before this one was stopped in order, or this one is the first.",
+        )
+        .sample(&[], self.was_clean);
         let node = self.node.0.to_string();
         page.gauge("sealfs_node_info", "Always 1; which node this is.")
             .sample(&[("node", &node)], 1_u64);

@@ -80,6 +80,12 @@ impl Server {
                 adopt: config.adopt,
             },
         )?;
+        let was_clean = dir.last_run().clean;
+        if !was_clean {
+            tracing::info!(
+                "the last run was not stopped in order; what it acknowledged is in the journals"
+            );
+        }
         let map = Arc::new(dir.superblock().map.clone());
         // Placing the shards is the costly part: once for all cores.
         let of_node = CoreConfig {
@@ -124,7 +130,7 @@ impl Server {
             start.spawn(thread)?;
         }
         let local_addr = start.run(&address, &mut dir)?;
-        let metrics = NodeMetrics::new(config.id, asks, start.stopper.wakes().clone());
+        let metrics = NodeMetrics::new(config.id, was_clean, asks, start.stopper.wakes().clone());
         Ok(Self {
             local_addr,
             metrics,

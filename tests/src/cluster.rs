@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -293,6 +293,18 @@ impl Cluster {
     pub fn stop_node(&mut self, at: usize) -> bool {
         self.signal_node(at, Signal::TERM);
         self.nodes[at].take().expect("the node runs").wait().expect("it is ours").success()
+    }
+
+    /// Waits until the node at `at`, which was asked to, has ended.
+    pub fn await_node(&mut self, at: usize) -> ExitStatus {
+        self.nodes[at].take().expect("the node runs").wait().expect("it is ours")
+    }
+
+    /// What the node at `at` has logged, whichever process it was.
+    #[must_use]
+    pub fn node_log(&self, at: usize) -> String {
+        let log = self.dir.path().join(format!("n{}.log", at + 1));
+        fs::read_to_string(log).expect("the node has a log")
     }
 
     /// Mounts once more, returns the mountpoint; `extra` behind `sealfs mount`.

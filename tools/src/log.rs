@@ -47,12 +47,7 @@ impl Log {
         let parsed = parse(filter)?;
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         inner.handle.reload(parsed).map_err(|error| format!("the log's filter stays: {error}"))?;
-        if inner.filter != filter {
-            let before = std::mem::replace(&mut inner.filter, filter.to_owned());
-            drop(inner);
-            // Told by either filter, or nobody sees it: a warning, for the default shows those.
-            tracing::warn!(before, now = filter, "the log's filter was changed");
-        }
+        filter.clone_into(&mut inner.filter);
         Ok(())
     }
 
@@ -66,6 +61,11 @@ impl fmt::Debug for Log {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Log({:?})", self.filter())
     }
+}
+
+/// Whether it is a filter.
+pub(crate) fn check(filter: &str) -> Result<(), String> {
+    parse(filter).map(drop)
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, String> {

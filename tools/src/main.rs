@@ -19,6 +19,7 @@ mod metrics;
 mod peers;
 mod place;
 mod process;
+mod reload;
 mod stage;
 
 use std::path::Path;

@@ -50,7 +50,6 @@ pub struct Core {
     world: Rc<World>,
     tasks: Tasks,
     shards: Vec<ShardId>,
-    stopping: bool,
 }
 
 /// What a recovery hands over.
@@ -121,6 +120,7 @@ impl Core {
             leases: RefCell::new(leases),
             ending: RefCell::new(BTreeSet::new()),
             started: Cell::new(false),
+            stopping: Cell::new(false),
             starting: Waiters::new(),
             began: now.mono,
             borrowing: Cell::new(false),
@@ -134,7 +134,7 @@ impl Core {
         world.snapshots.from.set(journal_from);
         let shards = world.shards.borrow().keys().copied().collect();
         flow::recover::start(&world, repairs);
-        Self { world, tasks, shards, stopping: false }
+        Self { world, tasks, shards }
     }
 
     /// Takes what the ports report, decides, leaves effects in the ports (the transport is flushed). Returns when it wants to
@@ -158,7 +158,7 @@ impl Core {
         self.append();
         let stuck = !world.siblings.flush();
         net::feed(world);
-        net::balance(world, stuck || self.stopping);
+        net::balance(world, stuck || world.stopping.get());
         // A reply or a pull may have made the transport report what had already arrived.
         let mut wanted = world.calls.flush(now.mono);
         if let Some(why) = world.fatal.borrow().clone() {
@@ -361,9 +361,10 @@ impl Core {
         written && self.world.disk.len() == 0 && self.world.in_service.get() == 0
     }
 
-    /// Takes no further requests from now on (an orderly stop).
+    /// Takes no further requests of clients from now on, and lets no client in (an orderly stop). Other nodes are served on:
+    /// changes that this node has begun with them end sooner.
     pub fn stop(&mut self) {
-        self.stopping = true;
+        self.world.stopping.set(true);
     }
 }
 

@@ -211,6 +211,8 @@ pub(crate) struct World {
     pub(crate) ending: RefCell<BTreeSet<SessionId>>,
     /// The core has recovered, its space is known, and it serves.
     pub(crate) started: Cell<bool>,
+    /// The node is to stop: no client is let in, and none is asked for more.
+    pub(crate) stopping: Cell<bool>,
     /// Woken when it has started, and when the ledger is complete.
     pub(crate) starting: Waiters,
     pub(crate) began: Instant,

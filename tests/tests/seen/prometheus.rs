@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sealfs_tests::cluster::Cluster;
 
-use crate::scrape::{address_in, free_address, get, page};
+use crate::scrape::{address_in, await_some, free_address, get, page};
 
 /// Debian's prometheus, until it is dropped.
 struct Prometheus {
@@ -72,18 +72,6 @@ impl Drop for Prometheus {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// Prometheus looks twice a second; nothing tells when.
-fn await_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited a minute until {what}");
-        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

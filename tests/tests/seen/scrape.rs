@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// GETs a path; status and body.
 pub(crate) fn get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
@@ -48,4 +48,22 @@ pub(crate) fn address_in(text: &str) -> String {
     let start = "metrics on http://";
     let at = text.find(start).unwrap_or_else(|| panic!("no metrics in {text:?}")) + start.len();
     text[at..].split('/').next().expect("there is a part before").to_owned()
+}
+
+/// The value of a line of a page, by its name with labels.
+pub(crate) fn value(page: &str, name: &str) -> Option<f64> {
+    let line = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+    page.lines().find_map(line)
+}
+
+/// Looks until there is something to be found; nothing tells when.
+pub(crate) fn await_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited a minute until {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

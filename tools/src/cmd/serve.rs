@@ -5,15 +5,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use sealfs_server::{Server, Settings};
+use sealfs_server::{Server, Settings, Stopper};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::Failure;
 use crate::log::{self, Log};
 use crate::metrics::{Listener, Source};
+use crate::reload::Reloadable;
 
-/// Runs a node in the foreground until SIGTERM or SIGINT. Prints one line when it is ready.
+/// Runs a node in the foreground until SIGTERM or SIGINT, which finish what was begun (a second one ends at once). SIGHUP
+/// reads --config again. Prints one line when it is ready.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Data directory, or a block device (a disk or a partition, which must be empty); formatted at the first start.
@@ -71,63 +73,91 @@ pub(crate) struct Args {
     config: Option<PathBuf>,
 }
 
+impl Args {
+    /// What the command line says, `filter` for `--log`, and the settings file.
+    fn settings(self, filter: Option<String>) -> (Settings, Option<PathBuf>) {
+        let flags = Settings {
+            data: self.data,
+            listen: self.listen,
+            nodes: self.nodes,
+            id: self.id,
+            cores: self.cores,
+            transport: self.transport,
+            rdma_device: self.rdma_device,
+            poll: self.poll,
+            key: self.key,
+            durability: self.durability,
+            size: self.size,
+            memory: self.memory,
+            only_uid: self.only_uid,
+            lease: self.lease,
+            adopt: self.adopt.then_some(true),
+            metrics: self.metrics,
+            log: filter,
+        };
+        (flags, self.config)
+    }
+}
+
 /// `filter`: `--log`, if it was given.
 pub(crate) fn run(args: Args, filter: Option<String>, log: &Log) -> Result<(), Failure> {
-    let flags = Settings {
-        data: args.data,
-        listen: args.listen,
-        nodes: args.nodes,
-        id: args.id,
-        cores: args.cores,
-        transport: args.transport,
-        rdma_device: args.rdma_device,
-        poll: args.poll,
-        key: args.key,
-        durability: args.durability,
-        size: args.size,
-        memory: args.memory,
-        only_uid: args.only_uid,
-        lease: args.lease,
-        adopt: args.adopt.then_some(true),
-        metrics: args.metrics,
-        log: filter,
-    };
-    let settings = match &args.config {
-        Some(file) => flags.over(Settings::from_file(file)?),
-        None => flags,
+    let (flags, file) = args.settings(filter);
+    let settings = match &file {
+        Some(file) => flags.clone().over(Settings::from_file(file)?),
+        None => flags.clone(),
     };
     log.set(settings.log.as_deref().unwrap_or(log::DEFAULT))?;
     let metrics = settings.metrics.as_deref().map(Listener::bind).transpose()?;
-    let config = settings.resolve()?;
+    let config = settings.clone().resolve()?;
     let (id, data) = (config.id, config.data.clone());
     // Before the node's threads start, so that a signal during the start is not lost.
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let server = Server::start(config)?;
-    let stopper = server.stopper();
-    thread::spawn(move || {
-        for signal in signals.forever() {
-            // A node outlives the terminal that started it.
-            if signal != SIGHUP {
-                stopper.stop();
-            }
-        }
-    });
     let of_node = server.metrics();
     let source: Source = Arc::new(move |page| of_node.write(page).map_err(|late| late.to_string()));
-    let endpoint = metrics.map(|metrics| metrics.serve(source)).transpose()?;
+    let endpoint = metrics.map(|metrics| metrics.serve(Source::clone(&source))).transpose()?;
+    let shown =
+        endpoint.as_ref().map(|one| format!(", metrics on http://{}/metrics", one.address()));
+    let shown = shown.unwrap_or_default();
+    let log = log.clone();
+    let running = Reloadable { flags, file, settings, log, source, endpoint };
+    let stopper = server.stopper();
+    thread::spawn(move || obey(signals, &stopper, running));
     let mut out = std::io::stdout();
-    let _ =
-        write!(out, "node {id} is ready on {}, data in {}", server.local_addr(), data.display());
-    let _ = match &endpoint {
-        Some(endpoint) => writeln!(out, ", metrics on http://{}/metrics", endpoint.address()),
-        None => writeln!(out),
-    };
+    let address = server.local_addr();
+    let _ = writeln!(out, "node {id} is ready on {address}, data in {}{shown}", data.display());
     let _ = out.flush();
     match server.wait() {
         Ok(()) => Ok(()),
         Err(fatal) => {
             eprintln!("sealfs: node {id}: {}", fatal.reason);
             std::process::exit(i32::from(fatal.code));
+        }
+    }
+}
+
+/// Does what signals ask for, until the process ends.
+fn obey(mut signals: Signals, stopper: &Stopper, mut running: Reloadable) {
+    let mut is_asked = false;
+    for signal in signals.forever() {
+        match signal {
+            SIGHUP => running.reload(),
+            _ if !is_asked => {
+                is_asked = true;
+                tracing::info!(
+                    signal,
+                    "asked to end: finishing what was begun; once more ends at once"
+                );
+                stopper.stop();
+            }
+            _ => {
+                // As safe as kill -9: what was acknowledged is in the journals.
+                tracing::warn!(
+                    signal,
+                    "asked to end again: ending at once, the next start is as after a crash"
+                );
+                std::process::exit(128 + signal);
+            }
         }
     }
 }

@@ -36,6 +36,8 @@ pub(crate) fn greet(world: &Rc<World>, conn: Conn, hello: Hello) {
                 fence(&task, hello.peer).await;
                 Ok(())
             }
+            // A refusal would be the end for a client that has never been here. It finds the connection closed, and comes again.
+            Peer::Client { .. } if task.stopping.get() => return,
             Peer::Client { session, .. } => {
                 fence(&task, hello.peer).await;
                 admit_client(&task, session, hello.resume).await

@@ -1,0 +1,131 @@
+//! Nodes that are asked to end: SIGTERM.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+
+use rustix::process::Signal;
+use sealfs_tests::cluster::Cluster;
+
+use crate::scrape::{address_in, await_some, page, value};
+
+/// A program that works in a directory of its own until it is stopped.
+struct Worker {
+    rounds: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Worker {
+    fn start(dir: PathBuf) -> Self {
+        let (rounds, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (count, ends) = (Arc::clone(&rounds), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            fs::create_dir(&dir)?;
+            for round in 0.. {
+                if ends.load(Ordering::Relaxed) {
+                    break;
+                }
+                one_round(&dir, round)?;
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        Self { rounds, stop, thread }
+    }
+
+    fn end(self) -> io::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("it does not panic")
+    }
+}
+
+/// Changes on one node and over two, data of one chunk and of two.
+fn one_round(dir: &Path, round: usize) -> io::Result<()> {
+    let bytes: Vec<u8> = (0..1_100_000_u32).map(|at| (at as usize * 31 + round) as u8).collect();
+    let (sub, name) = (dir.join(format!("d{round}")), dir.join("file"));
+    fs::create_dir(&sub)?;
+    let mut file = File::create(&name)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&name, sub.join("moved"))?;
+    let mut read = Vec::new();
+    File::open(sub.join("moved"))?.read_to_end(&mut read)?;
+    if read != bytes {
+        return Err(io::Error::other("other bytes were read than written"));
+    }
+    fs::remove_file(sub.join("moved"))?;
+    fs::remove_dir(&sub)
+}
+
+fn was_clean(cluster: &Cluster, at: usize) -> bool {
+    let page = page(&address_in(cluster.ready_line(at)));
+    value(&page, "sealfs_node_last_run_clean") == Some(1.0)
+}
+
+#[test]
+fn restarting_nodes_by_sigterm_under_load_fails_no_operation_and_is_clean() {
+    let mut cluster = Cluster::start_with(3, &["--size", "1G", "--metrics", "127.0.0.1:0"]);
+    let mount = cluster.mount();
+    let workers: Vec<Worker> =
+        (0..3).map(|number| Worker::start(mount.join(format!("w{number}")))).collect();
+    for at in [0, 1, 2, 0, 1, 2] {
+        let before: Vec<usize> =
+            workers.iter().map(|worker| worker.rounds.load(Ordering::Relaxed)).collect();
+        assert!(cluster.stop_node(at), "node {} has not ended in order", at + 1);
+        cluster.start_node(at);
+        assert!(was_clean(&cluster, at), "node {} was not stopped in order", at + 1);
+        await_some("all have gone on", || {
+            let goes_on = |(worker, before): (&Worker, &usize)| {
+                worker.thread.is_finished() || worker.rounds.load(Ordering::Relaxed) > before + 1
+            };
+            workers.iter().zip(&before).all(goes_on).then_some(())
+        });
+    }
+    for worker in workers {
+        worker.end().expect("no operation has failed");
+    }
+    cluster.kill_node(0);
+    cluster.start_node(0);
+    assert!(!was_clean(&cluster, 0), "a kill is not an orderly end");
+}
+
+#[test]
+fn a_second_signal_ends_a_drain_at_once_and_loses_nothing() {
+    let mut cluster = Cluster::start_with(2, &["--size", "512M", "--metrics", "127.0.0.1:0"]);
+    let mount = cluster.mount();
+    fs::write(mount.join("kept"), "acknowledged").unwrap();
+    // The root's node coordinates what is made in the root, and waits for the other one.
+    let creates = |cluster: &Cluster, at: usize| {
+        let page = page(&address_in(cluster.ready_line(at)));
+        value(&page, "sealfs_node_requests_total{kind=\"create\"}").unwrap()
+    };
+    let root = usize::from(creates(&cluster, 0) == 0.0);
+    cluster.kill_node(1 - root);
+    for number in 0..16 {
+        let dir = mount.join(format!("d{number}"));
+        // They end with the mount.
+        thread::spawn(move || fs::create_dir(dir));
+    }
+    let address = address_in(cluster.ready_line(root));
+    await_some("changes wait for the dead node", || {
+        value(&page(&address), "sealfs_node_requests_in_flight").filter(|count| *count > 2.0)
+    });
+    cluster.signal_node(root, Signal::TERM);
+    await_some("the node drains", || {
+        cluster.node_log(root).contains("asked to end:").then_some(())
+    });
+    cluster.signal_node(root, Signal::TERM);
+    let status = cluster.await_node(root);
+    assert_eq!(status.code(), Some(128 + 15), "{status:?} {:?}", status.signal());
+    assert!(cluster.node_log(root).contains("ending at once"));
+    cluster.start_node(root);
+    assert!(!was_clean(&cluster, root));
+    cluster.start_node(1 - root);
+    assert_eq!(fs::read_to_string(mount.join("kept")).unwrap(), "acknowledged");
+}
