@@ -119,6 +119,8 @@ fn what_was_done_is_what_prometheus_shows() {
     for _ in 0..2 {
         fs::remove_dir(mount.join("full")).unwrap_err();
     }
+    // Asks every node; a mount connects when it has something to ask.
+    rustix::fs::statfs(&mount).unwrap();
     let count = FILES as f64;
     for (expression, value) in [
         ("sealfs_mount_operations_total{kind=\"create\"}", count),
