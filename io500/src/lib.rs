@@ -3,10 +3,12 @@
 //! Knows paths, never what file system they belong to: what it is told about a cluster it writes down.
 //!
 //! - [`own`]: the phases with our own worker processes, no MPI, no official score.
+//! - [`official`]: the official program, with MPI.
 //! - [`archive`]: a directory of runs and their page.
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod official;
 pub mod own;
 mod page;
 mod phase;

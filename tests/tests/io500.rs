@@ -108,3 +108,213 @@ fn our_own_phases_run_on_two_mounts_and_their_page_shows_them_in_a_browser() {
     }
     assert!(document.contains("NO OFFICIAL SCORE"));
 }
+
+/// A place for `sealfs io500` with the stand-in: a directory in place of a mount, since nothing is measured.
+struct Bed {
+    dir: tempfile::TempDir,
+}
+
+impl Bed {
+    fn make() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir(dir.path().join("mount")).expect("a directory");
+        // The stand-in knows by its name that it is to be mpirun.
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_io500_stand_in"), dir.path().join("mpirun"))
+            .expect("a link");
+        Self { dir }
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.dir.path().join("mount")
+    }
+
+    fn results(&self) -> PathBuf {
+        self.dir.path().join("results")
+    }
+
+    /// `io500/run.sh` on a mount, the stand-in doing `wrong`.
+    fn command(&self, mount: &Path, wrong: &str) -> Command {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../io500/run.sh");
+        let mut command = Command::new(script);
+        command.env("SEALFS_BIN", binary()).env("STAND_IN", wrong).env_remove("SLURM_JOB_ID");
+        command.arg("--io500").arg(env!("CARGO_BIN_EXE_io500_stand_in"));
+        command.arg("--mpi").arg(self.dir.path().join("mpirun"));
+        command.arg("--results").arg(self.results()).arg(mount);
+        command
+    }
+
+    /// The only run that there is: its record and its directory.
+    fn only_run(&self) -> (serde_json::Value, PathBuf) {
+        let entries = fs::read_dir(self.results()).expect("there are results");
+        let runs: Vec<PathBuf> = entries
+            .map(|entry| entry.expect("an entry").path())
+            .filter(|path| path.is_dir())
+            .collect();
+        let [run] = runs.as_slice() else { panic!("one run: {runs:?}") };
+        let text = fs::read_to_string(run.join("run.json")).expect("the run is kept");
+        (serde_json::from_str(&text).expect("a record is JSON"), run.clone())
+    }
+}
+
+fn reasons(record: &serde_json::Value) -> String {
+    let reasons = record["reasons"].as_array().expect("there are reasons");
+    reasons.iter().map(|reason| reason.as_str().expect("text").to_owned() + "\n").collect()
+}
+
+#[test]
+fn the_wrapper_keeps_a_submittable_run_of_a_durable_cluster_and_compares_it_with_the_last() {
+    let mut cluster = Cluster::start_with(3, &["--size", "2G", "--durability", "power"]);
+    let mount = cluster.mount();
+    let bed = Bed::make();
+    let mut records = Vec::new();
+    for factor in ["1", "1.5"] {
+        let mut command = bed.command(&mount, "");
+        command.env("STAND_IN_FACTOR", factor).args(["--hosts", "n1,n2", "--ranks", "4"]);
+        command.arg("--nodes").arg(cluster.nodes_file()).arg("--key").arg(cluster.key());
+        command.args(["--transport", &sealfs_tests::cluster::transport()]);
+        let output = run(&mut command);
+        let text = String::from_utf8(output.stdout).expect("text");
+        assert!(text.contains("Submittable by the rules"), "{text}");
+        assert_eq!(text.contains("x 1.50"), factor == "1.5", "{text}");
+        records.push(text);
+        // Runs are named by the second in which they began.
+        await_next_second();
+    }
+    assert_eq!(fs::read_dir(&mount).unwrap().count(), 0, "the run's data is left");
+    let mut runs: Vec<PathBuf> =
+        fs::read_dir(bed.results()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    runs.retain(|path| path.is_dir());
+    assert_eq!(runs.len(), 2);
+    for run in &runs {
+        let submission = run.join("submission");
+        for name in [
+            "result.txt",
+            "result_summary.txt",
+            "config.ini",
+            "config-orig.ini",
+            "io500.ini",
+            "io500.sh",
+            "output.txt",
+            "cluster.json",
+            "system-information.txt",
+        ] {
+            assert!(submission.join(name).exists(), "{name} is missing");
+        }
+        assert!(!submission.join("NOT-SUBMITTABLE.txt").exists());
+        let cluster = fs::read_to_string(submission.join("cluster.json")).unwrap();
+        let cluster: serde_json::Value = serde_json::from_str(&cluster).unwrap();
+        assert_eq!(cluster["nodes"]["nodes"][0]["durability"], "power");
+        let script = fs::read_to_string(submission.join("io500.sh")).unwrap();
+        assert!(script.contains("-np 8") && script.contains("n1:4,n2:4"), "{script}");
+    }
+    let document = browse(&bed.results().join("index.html"), "official");
+    assert!(document.contains("data-ready=\"true\""));
+    assert_eq!(document.matches("<circle").count(), 2 * (1 + PHASES.len()));
+    assert!(document.contains("×1.50") && document.contains("SUBMITTABLE"));
+    assert!(!document.contains("NOT SUBMITTABLE"));
+}
+
+fn await_next_second() {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    std::thread::sleep(std::time::Duration::from_millis(1_010 - u64::from(now.subsec_millis())));
+}
+
+#[test]
+fn a_run_that_breaks_rules_is_kept_and_labelled_with_each_reason() {
+    let bed = Bed::make();
+    let output = run(bed.command(&bed.mount(), "").args(["--seconds", "2"]));
+    let text = String::from_utf8(output.stdout).expect("text");
+    let (record, directory) = bed.only_run();
+    let reasons = reasons(&record);
+    for words in [
+        "2 s instead of 300",
+        "one client",
+        "nobody asked the nodes",
+        "stonewall-time 2s",
+        "writing phases must last",
+    ] {
+        assert!(reasons.contains(words), "{words} is not in {reasons}");
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+    assert!(text.contains("NOT SUBMITTABLE"));
+    let mark =
+        fs::read_to_string(directory.join("submission/NOT-SUBMITTABLE.txt")).expect("it is marked");
+    assert!(mark.contains("one client"), "{mark}");
+    assert!(record["score"]["total"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_failing_or_missing_phase_and_unreadable_results_give_no_score_and_are_kept() {
+    for (wrong, words) in [
+        ("fails", &["exit status: 1", "FATAL cannot go on", "without a result: ior-hard-read"][..]),
+        ("lacks", &["without a result: ior-hard-read"]),
+        ("babbles", &["result_summary.txt: line 1", "without a result: ior-easy-write"]),
+    ] {
+        let bed = Bed::make();
+        let output = bed
+            .command(&bed.mount(), wrong)
+            .args(["--calibrate", "0"])
+            .output()
+            .expect("run.sh starts");
+        assert_eq!(output.status.code(), Some(1), "{wrong}: {output:?}");
+        let (record, directory) = bed.only_run();
+        let reasons = reasons(&record);
+        for word in words {
+            assert!(reasons.contains(word), "{wrong}: {word} is not in {reasons}");
+        }
+        assert!(record["score"].is_null(), "{wrong}");
+        assert!(directory.join("submission/NOT-SUBMITTABLE.txt").exists());
+        assert_eq!(fs::read_dir(bed.mount()).unwrap().count(), 0, "{wrong}: data is left");
+        let page = fs::read_to_string(bed.results().join("index.html")).expect("there is a page");
+        assert!(page.contains("phases are missing"), "{wrong}");
+    }
+}
+
+#[test]
+fn a_changed_configuration_is_found() {
+    let bed = Bed::make();
+    run(bed.command(&bed.mount(), "changes").args(["--calibrate", "0"]));
+    let reasons = reasons(&bed.only_run().0);
+    assert!(reasons.contains("[global] verbosity: 1 became 2"), "{reasons}");
+}
+
+#[test]
+fn too_little_space_is_said_before_the_run() {
+    let bed = Bed::make();
+    let output = bed.command(&bed.mount(), "fast").output().expect("run.sh starts");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    for words in ["writing phases of 300 s need about", "are free in", "--seconds"] {
+        assert!(text.contains(words), "{text}");
+    }
+    assert_eq!(fs::read_dir(bed.mount()).unwrap().count(), 0, "data is left");
+}
+
+#[test]
+fn an_interrupted_run_ends_its_program_and_keeps_what_it_measured() {
+    let bed = Bed::make();
+    let mut command = bed.command(&bed.mount(), "hangs");
+    command
+        .args(["--calibrate", "0"])
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null());
+    let mut child = command.spawn().expect("run.sh starts");
+    let lines =
+        std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().expect("a pipe")));
+    for line in lines.map(|line| line.expect("text")) {
+        if line == "hangs" {
+            // run.sh has become sealfs.
+            let pid = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it is ours");
+        }
+    }
+    assert_eq!(child.wait().expect("it is ours").code(), Some(1));
+    let (record, directory) = bed.only_run();
+    let reasons = reasons(&record);
+    assert!(reasons.contains("interrupted") && reasons.contains("ior-hard-read"), "{reasons}");
+    assert_eq!(record["results"].as_array().unwrap().len(), 7);
+    assert!(record["score"].is_null());
+    assert!(directory.join("submission/NOT-SUBMITTABLE.txt").exists());
+    assert_eq!(fs::read_dir(bed.mount()).unwrap().count(), 0, "data is left");
+}

@@ -70,6 +70,8 @@ enum Verb {
     Bench(cmd::bench::Args),
     /// Copies a tree into a mount or out of it: parallel, verified, restartable.
     Stage(cmd::stage::Args),
+    /// Runs the official IO500 on a mount, judges and keeps the result, and shows all runs on a page.
+    Io500(cmd::io500::Args),
 }
 
 /// An error for a person.
@@ -106,6 +108,7 @@ fn main() -> ExitCode {
         Verb::Key(args) => cmd::key::run(&args).map(done),
         Verb::Bench(args) => cmd::bench::run(&args).map(done),
         Verb::Stage(args) => cmd::stage::run(args),
+        Verb::Io500(args) => cmd::io500::run(&args).map(done),
     };
     match result {
         Ok(status) => status,

@@ -18,6 +18,17 @@ pub enum Durability {
     Scratch,
 }
 
+impl Durability {
+    /// The name under which a node's status counts the cores that have it.
+    pub(crate) fn counter(self) -> &'static str {
+        match self {
+            Self::Process => "durability_process",
+            Self::Power => "durability_power",
+            Self::Scratch => "durability_scratch",
+        }
+    }
+}
+
 /// A core's place and limits.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Says when somebody wants the run to end.
-fn interrupts() -> Result<mpsc::Receiver<()>, Failure> {
+pub(crate) fn interrupts() -> Result<mpsc::Receiver<()>, Failure> {
     let (sender, receiver) = mpsc::channel();
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     thread::spawn(move || {

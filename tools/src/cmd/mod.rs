@@ -6,6 +6,7 @@ use crate::Failure;
 
 pub(crate) mod bench;
 pub(crate) mod doctor;
+pub(crate) mod io500;
 pub(crate) mod job;
 pub(crate) mod key;
 pub(crate) mod local;

@@ -129,7 +129,7 @@ fn transport(node: &Reached) -> String {
     node.transport.map_or_else(|| "-".into(), |kind| kind.to_string())
 }
 
-fn json(status: &ClusterStatus) -> serde_json::Value {
+pub(crate) fn json(status: &ClusterStatus) -> serde_json::Value {
     let nodes: Vec<_> = status.nodes.iter().map(node_json).collect();
     serde_json::json!({
         "cluster": status.map.cluster.to_string(),
@@ -162,10 +162,16 @@ fn node_json(node: &Reached) -> serde_json::Value {
                 "available": status.space.available,
                 "inodes": status.space.inodes,
             });
+            value["durability"] = durability(&status.counters).into();
             value["counters"] = serde_json::Value::Object(counters(&status.counters));
         }
     }
     value
+}
+
+/// What the node runs with: process, power or scratch; nothing if it is too old to say.
+pub(crate) fn durability(counters: &[(String, u64)]) -> Option<&str> {
+    counters.iter().find_map(|(name, _)| name.strip_prefix("durability_"))
 }
 
 fn counters(named: &[(String, u64)]) -> serde_json::Map<String, serde_json::Value> {

@@ -503,9 +503,11 @@ impl World {
     pub(crate) fn status(&self) -> NodeStatus {
         let counted = self.counters.borrow();
         let counters = Counted::ALL.map(|what| (what.name(), counted.of(what)));
+        // How many cores acknowledge so: a node is as durable as all of them.
+        let durability = (self.config.durability.counter(), 1);
         // By name, as they are merged.
         let counters: BTreeMap<_, _> =
-            counters.into_iter().chain(payload_of_thread().named()).collect();
+            counters.into_iter().chain(payload_of_thread().named()).chain([durability]).collect();
         NodeStatus {
             node: self.config.node,
             version: env!("CARGO_PKG_VERSION").into(),

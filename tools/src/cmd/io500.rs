@@ -1,0 +1,191 @@
+//! `sealfs io500`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sealfs_client::ClusterStatus;
+use sealfs_io500::archive::Archive;
+use sealfs_io500::official::{Launcher, Persistence, Ranks, Wrap, official_program};
+use sealfs_io500::own::OFFICIAL_STONEWALL;
+use sealfs_io500::{Kind, Record};
+
+use crate::Failure;
+
+/// Runs the official IO500 on a mount: checks the submission rules, calibrates, writes the configuration, runs it by MPI,
+/// keeps results and configuration ready for submission (or says why not), and makes a page of all runs.
+///
+/// Without the official program `sealfs bench io500` runs the same phases with workers of our own.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Where the file system is mounted, on every client.
+    mount: PathBuf,
+    /// The official program, at the same path on every client [default: io500 in PATH].
+    #[arg(long, value_name = "PATH")]
+    io500: Option<PathBuf>,
+    /// Starts the ranks [default: srun inside a Slurm job, else mpirun].
+    #[arg(long, value_name = "mpirun|srun|PATH")]
+    mpi: Option<String>,
+    /// One more word for the launcher; may be repeated.
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    mpi_arg: Vec<String>,
+    /// The clients [default: this machine alone, which cannot be submitted].
+    #[arg(long, value_name = "HOST,HOST...")]
+    hosts: Option<String>,
+    /// Processes on each client [default: its processors].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4_096))]
+    ranks: Option<u64>,
+    /// How long each of the four writing phases lasts; other than 300 cannot be submitted.
+    #[arg(long, default_value_t = OFFICIAL_STONEWALL, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// Writing phases of a short run before, from whose rates sizes follow and whether there is space; 0 for none.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=600))]
+    calibrate: u64,
+    /// Some or all nodes (`HOST:PORT,...` or the nodes file), to ask them for their durability; needs --key.
+    #[arg(long, value_name = "FILE|LIST", requires = "key")]
+    nodes: Option<String>,
+    /// The cluster's key file.
+    #[arg(long, value_name = "FILE", requires = "nodes")]
+    key: Option<PathBuf>,
+    #[command(flatten)]
+    network: super::NetworkArgs,
+    /// Where runs are kept.
+    #[arg(long, value_name = "DIR", default_value = "io500-results")]
+    results: PathBuf,
+    /// Prints the run as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let mount = args.mount.canonicalize();
+    let mount = mount.map_err(|error| format!("{}: {error}", args.mount.display()))?;
+    let program = official_program(args.io500.as_deref())?;
+    let launcher = Launcher::find(args.mpi.as_deref(), args.mpi_arg.clone())?;
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let hosts = args.hosts.as_deref().map(hosts).transpose()?.unwrap_or_default();
+    let ranks = Ranks { hosts, per_host: args.ranks.unwrap_or(processors) };
+    let cluster = ask(args);
+    let wrap = Wrap {
+        about: about(&cluster),
+        cluster: describe(&cluster, &mount),
+        persistence: cluster.as_ref().map_err(Clone::clone).and_then(persistence),
+        mount,
+        program,
+        launcher,
+        ranks,
+        stonewall: args.seconds,
+        calibration: args.calibrate,
+    };
+    let before = wrap.reasons();
+    if !before.is_empty() {
+        eprintln!("NOT SUBMITTABLE, whatever comes out:\n{}", list(&before));
+    }
+    let archive = Archive::open(&args.results)?;
+    let last = archive.last(&Kind::Official(String::new()))?;
+    let interrupts = crate::bench::io500::interrupts()?;
+    let (record, directory) = wrap.run(&archive, interrupts, &mut |line| eprintln!("{line}"))?;
+    if args.json {
+        println!("{}", serde_json::to_string(&record)?);
+    } else {
+        tell(&record, last.as_ref(), &directory, &args.results);
+    }
+    match record.score {
+        Some(_) => Ok(()),
+        None => Err(format!("there is no score: {}", record.reasons.join("; ")).into()),
+    }
+}
+
+fn tell(record: &Record, last: Option<&Record>, directory: &Path, results: &Path) {
+    print!("\n{}", record.table(last));
+    if record.is_submittable() {
+        println!("\nSubmittable by the rules that are checked here: read io500.org/rules, too.");
+    } else {
+        println!("\nNOT SUBMITTABLE:\n{}", list(&record.reasons));
+    }
+    println!("results and configuration: {}", directory.join("submission").display());
+    println!("the page of all runs:      {}", results.join("index.html").display());
+}
+
+fn list(reasons: &[String]) -> String {
+    reasons.iter().map(|reason| format!("  - {reason}\n")).collect()
+}
+
+/// Asks the nodes, if we are told how.
+fn ask(args: &Args) -> Result<ClusterStatus, String> {
+    let (Some(nodes), Some(key)) = (&args.nodes, &args.key) else {
+        return Err("nobody asked the nodes; say --nodes and --key".into());
+    };
+    let ask = || -> Result<ClusterStatus, Failure> {
+        let nodes = super::mount::addresses(nodes)?;
+        let network = args.network.network()?;
+        Ok(sealfs_client::cluster_status(&nodes, key, &network, Duration::from_secs(10), false)?)
+    };
+    ask().map_err(|error| error.to_string())
+}
+
+/// When each node acknowledges a change.
+fn persistence(cluster: &ClusterStatus) -> Persistence {
+    let mut modes = BTreeMap::new();
+    for node in &cluster.nodes {
+        let status = node.status.as_ref().map_err(|error| format!("node {}: {error}", node.id))?;
+        let mode = super::status::durability(&status.counters)
+            .ok_or_else(|| format!("node {} is too old to say its durability", node.id))?;
+        modes.insert(node.id.to_string(), mode.to_owned());
+    }
+    Ok(modes)
+}
+
+fn about(cluster: &Result<ClusterStatus, String>) -> String {
+    let Ok(cluster) = cluster else { return String::new() };
+    let version = cluster.nodes.iter().find_map(|node| Some(&node.status.as_ref().ok()?.version));
+    format!("{} nodes, sealfs {}", cluster.nodes.len(), version.map_or("?", String::as_str))
+}
+
+/// What is known about the cluster, as JSON: the nodes' status, or why there is none, and the mount's.
+fn describe(cluster: &Result<ClusterStatus, String>, mount: &Path) -> String {
+    let nodes = match cluster {
+        Ok(cluster) => super::status::json(cluster),
+        Err(error) => serde_json::json!({ "error": error }),
+    };
+    let status = match sealfs_client::mount_status(mount) {
+        Ok(status) => serde_json::json!({
+            "version": status.version, "cluster": status.cluster, "transport": status.transport,
+            "poll": status.poll, "memory": status.memory,
+        }),
+        Err(error) => serde_json::json!({ "error": error.to_string() }),
+    };
+    let all = serde_json::json!({ "nodes": nodes, "mount": status });
+    format!("{all:#}\n")
+}
+
+/// The clients' names.
+fn hosts(list: &str) -> Result<Vec<String>, Failure> {
+    let hosts: Vec<String> = list.split(',').map(|host| host.trim().to_owned()).collect();
+    for host in &hosts {
+        let is_name = |letter: char| letter.is_ascii_alphanumeric() || "-._".contains(letter);
+        if host.is_empty() || !host.chars().all(is_name) {
+            return Err(format!("--hosts {list:?}: {host:?} is no host's name").into());
+        }
+    }
+    let mut names = hosts.clone();
+    names.sort();
+    names.dedup();
+    if names.len() < hosts.len() {
+        return Err(format!("--hosts {list:?} names a host twice").into());
+    }
+    Ok(hosts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_names_and_each_one_once() {
+        assert_eq!(hosts("n1, n2.x").unwrap(), ["n1", "n2.x"]);
+        for bad in ["", "n1,,n2", "n1,n1", "-n 1", "a;b", "n1/2"] {
+            assert!(hosts(bad).is_err(), "{bad:?}");
+        }
+    }
+}
