@@ -162,7 +162,6 @@ const GRACE: Duration = Duration::from_secs(15);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
 
     fn shell(script: &str) -> Vec<OsString> {
         ["sh", "-c", script].map(Into::into).to_vec()

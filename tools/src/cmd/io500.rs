@@ -29,8 +29,8 @@ pub(crate) struct Args {
     /// One more word for the launcher; may be repeated.
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     mpi_arg: Vec<String>,
-    /// The clients [default: this machine alone, which cannot be submitted].
-    #[arg(long, value_name = "HOST,HOST...")]
+    /// The clients, as Slurm writes them: n[1-10],m2 [default: this machine alone, which cannot be submitted].
+    #[arg(long, value_name = "HOSTLIST")]
     hosts: Option<String>,
     /// Processes on each client [default: its processors].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4_096))]
@@ -159,15 +159,9 @@ fn describe(cluster: &Result<ClusterStatus, String>, mount: &Path) -> String {
     format!("{all:#}\n")
 }
 
-/// The clients' names.
+/// The clients' names, each once: a client that is named twice would read its own writes.
 fn hosts(list: &str) -> Result<Vec<String>, Failure> {
-    let hosts: Vec<String> = list.split(',').map(|host| host.trim().to_owned()).collect();
-    for host in &hosts {
-        let is_name = |letter: char| letter.is_ascii_alphanumeric() || "-._".contains(letter);
-        if host.is_empty() || !host.chars().all(is_name) {
-            return Err(format!("--hosts {list:?}: {host:?} is no host's name").into());
-        }
-    }
+    let hosts = crate::job::hosts(list)?;
     let mut names = hosts.clone();
     names.sort();
     names.dedup();
@@ -183,8 +177,8 @@ mod tests {
 
     #[test]
     fn hosts_are_names_and_each_one_once() {
-        assert_eq!(hosts("n1, n2.x").unwrap(), ["n1", "n2.x"]);
-        for bad in ["", "n1,,n2", "n1,n1", "-n 1", "a;b", "n1/2"] {
+        assert_eq!(hosts("n[1-2],m.x").unwrap(), ["n1", "n2", "m.x"]);
+        for bad in ["", "n1,n1", "n[1-2],n2", "a;b", "n1/2"] {
             assert!(hosts(bad).is_err(), "{bad:?}");
         }
     }
