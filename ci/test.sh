@@ -22,6 +22,8 @@ need losetup mount
 need mkfs.ext4 e2fsprogs
 need chromium chromium
 need prometheus prometheus
+need man man-db
+need systemd-analyze systemd
 if [ ${#packages[@]} -gt 0 ]; then
     echo "installing ${packages[*]}"
     apt-get -o DPkg::Lock::Timeout=300 -qq update

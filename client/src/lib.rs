@@ -11,6 +11,7 @@
 mod daemon;
 mod fuse;
 mod link;
+mod log;
 mod metrics;
 mod mount;
 mod options;
@@ -21,6 +22,7 @@ mod sys;
 
 pub use daemon::{Forked, Started, daemonize, default_log};
 pub use link::Network;
+pub use log::{LogControl, mount_log, set_mount_log};
 pub use metrics::{Late, MountMetrics};
 pub use mount::{Mount, MountConfig, MountError, POOL_LEN, unmount};
 pub use options::{Consistency, MountOptions};

@@ -15,6 +15,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
@@ -24,13 +25,13 @@ use sealfs_proto::{Address, ClusterMap, Ino};
 use sealfs_ring::{Op, Owner};
 use sealfs_transport::{Instant, Key, PayloadBytes, payload_of_process};
 
-use crate::fuse::{Files, Kernel, RETRY_MS, Session, Turn};
+use crate::fuse::{Files, Kernel, RETRY_MS, Session, Tells, Turn};
 use crate::link::{Link, learn_map};
 use crate::metrics::{MountMetrics, Question, Told, question_box};
 use crate::point::{self, InUse};
 use crate::status::encode_page;
 use crate::sys::Signals;
-use crate::{Consistency, MountOptions};
+use crate::{Consistency, LogControl, MountOptions};
 
 /// What to mount where.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct MountConfig {
     pub options: MountOptions,
     /// Pin the thread to this processor.
     pub pin: Option<usize>,
+    /// The program's log, if its filter may be changed through the mount.
+    pub log: Option<Arc<dyn LogControl>>,
 }
 
 /// Why a mount could not be made or undone; the text names the thing, the cause and the next step.
@@ -186,7 +189,7 @@ fn run(
     // Nobody hears it if `start` has gone, which then unmounts.
     let (metrics, questions) = question_box(client.link.ring.wake());
     let _ = mounted.send(metrics);
-    let served = client.serve(Kernel::new(device), &config.options, &questions);
+    let served = client.serve(Kernel::new(device), config, &questions);
     let ended = match served {
         Ok(()) => client.finish(&config.options),
         Err(error) => {
@@ -260,15 +263,17 @@ impl Client {
     fn serve(
         &self,
         kernel: Kernel,
-        options: &MountOptions,
+        config: &MountConfig,
         questions: &mpsc::Receiver<Question>,
     ) -> Result<(), MountError> {
+        let options = &config.options;
         let device = kernel.device().try_clone().map(sealfs_ring::File::new);
         let device = device.map_err(|error| MountError(format!("/dev/fuse: {error}")))?;
         let (calls, network) = (self.link.calls.clone(), options.network.clone());
         let memory = options.memory as u64;
         let status = Box::new(move |skip| encode_page(&calls, &network, memory, skip));
-        let files = Files::new(self.fs.clone(), kernel.clone(), options.consistency, status);
+        let tells = Tells { status, log: config.log.clone() };
+        let files = Files::new(self.fs.clone(), kernel.clone(), options.consistency, tells);
         let mut session = Session::new(kernel, files, self.link.tasks.spawner(), options.memory);
         let (mut polled, mut ended) = (false, None);
         loop {

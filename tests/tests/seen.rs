@@ -9,3 +9,5 @@ mod prometheus;
 mod reload;
 #[path = "seen/scrape.rs"]
 mod scrape;
+#[path = "seen/shell.rs"]
+mod shell;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sealfs_client::LogControl;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
@@ -54,6 +55,16 @@ impl Log {
     /// The present filter.
     pub(crate) fn filter(&self) -> String {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).filter.clone()
+    }
+}
+
+impl LogControl for Log {
+    fn filter(&self) -> String {
+        Self::filter(self)
+    }
+
+    fn set_filter(&self, filter: &str) -> Result<(), String> {
+        self.set(filter)
     }
 }
 

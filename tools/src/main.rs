@@ -16,6 +16,7 @@ mod doctor;
 mod job;
 mod log;
 mod metrics;
+mod notify;
 mod peers;
 mod place;
 mod process;
@@ -25,7 +26,7 @@ mod stage;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// A file system for high-performance computing over the drives or memory of a set of nodes.
 #[derive(Parser)]
@@ -66,6 +67,12 @@ enum Verb {
     Job(cmd::job::Args),
     /// Makes a key file that all nodes and clients of a cluster share.
     Key(cmd::key::Args),
+    /// Shows or changes what a mount logs, while it runs.
+    Log(cmd::log::Args),
+    /// Prints the completions of a shell.
+    Completions(cmd::completions::Args),
+    /// Writes the manual pages into a directory.
+    Man(cmd::man::Args),
     /// Measures a mount (or any directory): metadata and data rates with latencies.
     Bench(cmd::bench::Args),
     /// Copies a tree into a mount or out of it: parallel, verified, restartable.
@@ -99,13 +106,16 @@ fn main() -> ExitCode {
     let done = |()| ExitCode::SUCCESS;
     let result = match cli.verb {
         Verb::Doctor(args) => Ok(cmd::doctor::run(&args)),
-        Verb::Serve(args) => cmd::serve::run(args, cli.log, &log).map(done),
-        Verb::Mount(args) => cmd::mount::run(args).map(done),
+        Verb::Serve(args) => cmd::serve::run(args, cli.log, log).map(done),
+        Verb::Mount(args) => cmd::mount::run(args, log).map(done),
         Verb::Umount(args) => cmd::umount::run(&args).map(done),
         Verb::Status(args) => cmd::status::run(&args).map(done),
         Verb::Local(args) => cmd::local::run(args).map(done),
         Verb::Job(args) => cmd::job::run(args).map(done),
         Verb::Key(args) => cmd::key::run(&args).map(done),
+        Verb::Log(args) => cmd::log::run(&args).map(done),
+        Verb::Completions(args) => cmd::completions::run(&args, Cli::command()).map(done),
+        Verb::Man(args) => cmd::man::run(&args, Cli::command()).map(done),
         Verb::Bench(args) => cmd::bench::run(&args).map(done),
         Verb::Stage(args) => cmd::stage::run(args),
         Verb::Io500(args) => cmd::io500::run(&args).map(done),
@@ -122,10 +132,30 @@ fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_a_manual_page_and_a_completion() {
+        let dir = tempfile::tempdir().unwrap();
+        clap_mangen::generate_to(Cli::command(), dir.path()).unwrap();
+        let mut script = Vec::new();
+        clap_complete::generate(
+            clap_complete::Shell::Bash,
+            &mut Cli::command(),
+            "sealfs",
+            &mut script,
+        );
+        let script = String::from_utf8(script).unwrap();
+        for verb in Cli::command().get_subcommands().map(clap::Command::get_name) {
+            let page =
+                std::fs::read_to_string(dir.path().join(format!("sealfs-{verb}.1"))).unwrap();
+            assert!(page.contains("SYNOPSIS"), "{verb}");
+            assert!(script.contains(&format!("sealfs,{verb})")), "{verb}");
+        }
+        assert!(dir.path().join("sealfs.1").exists());
     }
 }

@@ -17,6 +17,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use sealfs_client_core::{Fallocate, Fs, Handle, OpenFlags, Whence};
 use sealfs_proto::{
@@ -35,8 +36,9 @@ use super::words::{
     PERMISSIONS, file_lock, lock, open_flags, rename_flag, set_attr, statfs, synchronous,
     write_flags, xattr_flag,
 };
-use crate::Consistency;
+use crate::log::LOG_XATTR;
 use crate::status::status_page;
+use crate::{Consistency, LogControl};
 
 /// An `Fs` as a session asks it.
 pub(crate) struct Files(Rc<Shared>);
@@ -48,10 +50,16 @@ struct Shared {
     agreed: Cell<Option<Agreed>>,
     groups: RefCell<GroupCache>,
     known: RefCell<HashMap<Ino, Known>>,
-    status: Box<StatusOf>,
+    tells: Tells,
     /// What is open and bypasses the page cache.
     direct: RefCell<HashSet<Handle>>,
     directories: RefCell<Directories>,
+}
+
+/// What a mount tells of itself through attributes of its root that no node knows.
+pub(crate) struct Tells {
+    pub(crate) status: Box<StatusOf>,
+    pub(crate) log: Option<Arc<dyn LogControl>>,
 }
 
 /// What the kernel knows of a file, as values of `Attr::change`.
@@ -75,14 +83,9 @@ type Answered = Result<Reply, Errno>;
 type StatusOf = dyn Fn(usize) -> Vec<u8>;
 
 impl Files {
-    pub(crate) fn new(
-        fs: Fs,
-        kernel: Kernel,
-        consistency: Consistency,
-        status: Box<StatusOf>,
-    ) -> Self {
+    pub(crate) fn new(fs: Fs, kernel: Kernel, consistency: Consistency, tells: Tells) -> Self {
         Self(Rc::new(Shared {
-            status,
+            tells,
             fs,
             kernel,
             consistency,
@@ -270,6 +273,13 @@ fn checked(shared: Rc<Shared>, who: Who, asked: &Asked<'_>) -> Work {
         }),
         Op::Getxattr { size, name } if ino == Ino::ROOT && status_page(name).is_some() => {
             at_once(shared.status(&who, name).and_then(|value| sized(size, value)))
+        }
+        Op::Getxattr { size, name } if ino == Ino::ROOT && name == LOG_XATTR.as_bytes() => {
+            let filter = shared.log(&who).map(|log| log.filter().into_bytes());
+            at_once(filter.and_then(|filter| sized(size, filter)))
+        }
+        Op::Setxattr { name, value, .. } if ino == Ino::ROOT && name == LOG_XATTR.as_bytes() => {
+            at_once(shared.set_log(&who, value))
         }
         _ => xattrs(shared, who, ino, &asked.op),
     }
@@ -467,14 +477,32 @@ async fn kill_after_truncate(
     shared.fs.setattr(who, attr.ino, Some(handle), set).await.unwrap_or(attr)
 }
 
+/// EACCES for everybody but root and whoever has mounted.
+fn has_mounted(who: &Who) -> Result<(), Errno> {
+    let is_own = who.uid == rustix::process::geteuid().as_raw();
+    if who.uid == 0 || is_own { Ok(()) } else { Err(Errno::EACCES) }
+}
+
 impl Shared {
     /// A page of the mount's status, for root and whoever has mounted.
     fn status(&self, who: &Who, name: &[u8]) -> Result<Vec<u8>, Errno> {
         let skip = status_page(name).ok_or(Errno::ENODATA)?;
-        if who.uid != 0 && who.uid != rustix::process::geteuid().as_raw() {
-            return Err(Errno::EACCES);
-        }
-        Ok((self.status)(skip))
+        has_mounted(who)?;
+        Ok((self.tells.status)(skip))
+    }
+
+    /// The log, for the same.
+    fn log(&self, who: &Who) -> Result<&dyn LogControl, Errno> {
+        has_mounted(who)?;
+        self.tells.log.as_deref().ok_or(Errno::EOPNOTSUPP)
+    }
+
+    fn set_log(&self, who: &Who, filter: &[u8]) -> Answered {
+        let log = self.log(who)?;
+        let filter = std::str::from_utf8(filter).map_err(|_| Errno::EINVAL)?;
+        log.set_filter(filter).map_err(|_| Errno::EINVAL)?;
+        tracing::warn!(filter, uid = who.uid, "the log's filter was changed");
+        Ok(Reply::done())
     }
 
     /// Tells the kernel of an inode that was found or made.

@@ -22,7 +22,7 @@ mod words;
 
 pub(crate) use counts::Counts;
 pub(crate) use decode::is_message;
-pub(crate) use files::Files;
+pub(crate) use files::{Files, Tells};
 pub(crate) use init::MAX_WRITE;
 pub(crate) use kernel::Kernel;
 pub(crate) use session::{RETRY_MS, Session, Turn};

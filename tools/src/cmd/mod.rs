@@ -5,11 +5,14 @@ use sealfs_client::{Choice, Network};
 use crate::Failure;
 
 pub(crate) mod bench;
+pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod io500;
 pub(crate) mod job;
 pub(crate) mod key;
 pub(crate) mod local;
+pub(crate) mod log;
+pub(crate) mod man;
 pub(crate) mod mount;
 pub(crate) mod serve;
 pub(crate) mod stage;

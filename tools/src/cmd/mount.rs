@@ -8,7 +8,9 @@ use sealfs_client::{Forked, Mount, MountConfig, MountOptions, Started, daemonize
 use sealfs_proto::Address;
 
 use crate::Failure;
+use crate::log::Log;
 use crate::metrics::{Endpoint, Listener, Source};
+use crate::notify::{READY, notify};
 
 /// Mounts a cluster. Returns when the mount answers; a daemon serves it from then on.
 #[derive(clap::Args)]
@@ -67,7 +69,7 @@ impl Args {
     }
 }
 
-pub(crate) fn run(args: Args) -> Result<(), Failure> {
+pub(crate) fn run(args: Args, log: Log) -> Result<(), Failure> {
     let mut options = MountOptions::default();
     for list in &args.options {
         options.apply(list)?;
@@ -104,12 +106,14 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         mountpoint: absolute(&args.mountpoint)?,
         options,
         pin: args.pin,
+        log: Some(Arc::new(log)),
     };
     if args.fake {
         return Ok(());
     }
     if args.foreground {
         let (mount, _endpoint) = start(config)?;
+        notify(READY);
         return Ok(mount.wait()?);
     }
     let log_file = match args.log_file.or_else(|| config.options.log.clone()) {

@@ -12,6 +12,7 @@ use signal_hook::iterator::Signals;
 use crate::Failure;
 use crate::log::{self, Log};
 use crate::metrics::{Listener, Source};
+use crate::notify::{READY, STOPPING, notify};
 use crate::reload::Reloadable;
 
 /// Runs a node in the foreground until SIGTERM or SIGINT, which finish what was begun (a second one ends at once). SIGHUP
@@ -100,7 +101,7 @@ impl Args {
 }
 
 /// `filter`: `--log`, if it was given.
-pub(crate) fn run(args: Args, filter: Option<String>, log: &Log) -> Result<(), Failure> {
+pub(crate) fn run(args: Args, filter: Option<String>, log: Log) -> Result<(), Failure> {
     let (flags, file) = args.settings(filter);
     let settings = match &file {
         Some(file) => flags.clone().over(Settings::from_file(file)?),
@@ -119,7 +120,6 @@ pub(crate) fn run(args: Args, filter: Option<String>, log: &Log) -> Result<(), F
     let shown =
         endpoint.as_ref().map(|one| format!(", metrics on http://{}/metrics", one.address()));
     let shown = shown.unwrap_or_default();
-    let log = log.clone();
     let running = Reloadable { flags, file, settings, log, source, endpoint };
     let stopper = server.stopper();
     thread::spawn(move || obey(signals, &stopper, running));
@@ -127,6 +127,7 @@ pub(crate) fn run(args: Args, filter: Option<String>, log: &Log) -> Result<(), F
     let address = server.local_addr();
     let _ = writeln!(out, "node {id} is ready on {address}, data in {}{shown}", data.display());
     let _ = out.flush();
+    notify(READY);
     match server.wait() {
         Ok(()) => Ok(()),
         Err(fatal) => {
@@ -144,6 +145,7 @@ fn obey(mut signals: Signals, stopper: &Stopper, mut running: Reloadable) {
             SIGHUP => running.reload(),
             _ if !is_asked => {
                 is_asked = true;
+                notify(STOPPING);
                 tracing::info!(
                     signal,
                     "asked to end: finishing what was begun; once more ends at once"
