@@ -330,6 +330,7 @@ fn space(page: &mut Page, counters: &Counters, told: &[Told]) {
     let capacity = blocks(|space| space.total).max().unwrap_or(0) * block;
     let used = blocks(|space| space.used).sum::<u64>() * block;
     let unsynced = blocks(|space| space.unsynced).sum::<u64>() * block;
+    let dirty = blocks(|space| space.dirty).sum::<u64>() * block;
     let reserve = blocks(|space| space.reserve).sum::<u64>() * block;
     for (name, help, bytes) in [
         ("sealfs_node_space_bytes", "Size of the volume.", capacity),
@@ -343,6 +344,11 @@ fn space(page: &mut Page, counters: &Counters, told: &[Told]) {
             "sealfs_node_space_reserve_bytes",
             "Bytes kept back for overwriting and removing when the volume is full.",
             reserve,
+        ),
+        (
+            "sealfs_node_space_dirty_bytes",
+            "Bytes that were written and that the device may not have yet.",
+            dirty,
         ),
         (
             "sealfs_node_space_unsynced_bytes",

@@ -349,6 +349,8 @@ pub struct BlockFigures {
     pub total: u64,
     /// Named by this core's chunks.
     pub used: u64,
+    /// Written by this core since the volume was synced last.
+    pub dirty: u64,
     /// Freed by this core, and not free before the next sync mark.
     pub unsynced: u64,
     /// Of the node's, kept back for overwriting; on the core that keeps the ledger, else 0.
@@ -377,6 +379,7 @@ impl World {
         let space = BlockFigures {
             total: self.config.volume_blocks,
             used: chunks.used_blocks(),
+            dirty: chunks.dirty_blocks(),
             unsynced: chunks.pending_blocks(),
             reserve: self.ledger.borrow().groups.as_ref().map_or(0, Groups::reserve),
         };

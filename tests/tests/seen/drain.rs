@@ -4,12 +4,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
-use rustix::process::Signal;
-use sealfs_tests::cluster::Cluster;
+use rustix::process::{Pid, Signal, kill_process};
+use sealfs_tests::cluster::{Cluster, binary};
 
 use crate::scrape::{address_in, await_some, page, value};
 
@@ -131,4 +132,34 @@ fn a_second_signal_ends_a_drain_at_once_and_loses_nothing() {
     assert!(!was_clean(&cluster, root));
     cluster.start_node(1 - root);
     assert_eq!(fs::read_to_string(mount.join("kept")).unwrap(), "acknowledged");
+}
+
+#[test]
+fn a_mount_that_is_asked_to_end_unmounts_and_keeps_what_was_written() {
+    let mut cluster = Cluster::start_with(1, &["--size", "512M"]);
+    let other = cluster.mount();
+    let dir = cluster.dir().join("ends");
+    fs::create_dir(&dir).unwrap();
+    let mut daemon = Command::new(binary())
+        .args(["mount", "--foreground", "--transport", "tcp", "--key"])
+        .arg(cluster.key())
+        .arg(cluster.nodes_file())
+        .arg(&dir)
+        .spawn()
+        .unwrap();
+    await_some("it is mounted", || is_mounted(&dir).then_some(()));
+    let mut file = File::create(dir.join("open")).unwrap();
+    file.write_all(b"before").unwrap();
+    kill_process(Pid::from_child(&daemon), Signal::TERM).unwrap();
+    await_some("it is unmounted", || (!is_mounted(&dir)).then_some(()));
+    // Lazily: what is open stays usable until it is closed.
+    file.write_all(b" and after").unwrap();
+    drop(file);
+    assert!(daemon.wait().unwrap().success());
+    assert_eq!(fs::read_to_string(other.join("open")).unwrap(), "before and after");
+}
+
+fn is_mounted(dir: &Path) -> bool {
+    let table = fs::read_to_string("/proc/mounts").unwrap();
+    table.lines().any(|line| line.split(' ').nth(1) == dir.to_str())
 }

@@ -168,6 +168,11 @@ impl Blocks {
         Some(if at_once { Instant(0) } else { oldest.since.after_ms(PENDING_MS_MAX) })
     }
 
+    /// Blocks that were written since the volume was synced last.
+    pub(super) fn dirty_blocks(&self) -> u64 {
+        self.unsynced.as_ref().map_or(0, |unsynced| unsynced.blocks)
+    }
+
     pub(super) fn pending_blocks(&self) -> u64 {
         self.pending_blocks
     }

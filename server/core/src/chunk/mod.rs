@@ -298,6 +298,12 @@ impl Chunks {
         self.map.used()
     }
 
+    /// Blocks that were written since the volume was synced last.
+    #[must_use]
+    pub fn dirty_blocks(&self) -> u64 {
+        self.blocks.dirty_blocks()
+    }
+
     /// Blocks that were freed and are not free before the next sync mark.
     #[must_use]
     pub fn pending_blocks(&self) -> u64 {
