@@ -309,3 +309,232 @@ fn whole_or_not_there(source: &Path, dest: &Path) {
         }
     }
 }
+
+/// The events of a run with `--json`, the last one apart.
+fn events(output: &Output) -> (Vec<serde_json::Value>, serde_json::Value) {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let mut events: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = events.pop().unwrap();
+    assert_eq!(last["event"], "done");
+    (events, last)
+}
+
+#[test]
+fn a_second_run_copies_only_what_has_changed_on_either_side() {
+    let (_dir, source, dest) = dirs();
+    for number in 0..300 {
+        write(&source.join(format!("file{number}")), 1_000, number);
+    }
+    let again = || {
+        let words = ["--any", "--keep-manifest", "--json"];
+        events(&expect(0, &mut stage("in", &source, &dest, &words))).1
+    };
+    assert_eq!(again()["entries"], 300);
+    let second = again();
+    assert_eq!((&second["entries"], &second["kept"]), (&0.into(), &300.into()));
+    // New data under the old size and mtime; new attributes; another file under the name; and on the other side.
+    let meta = fs::metadata(source.join("file1")).unwrap();
+    write(&source.join("file1"), 1_000, 999);
+    set_times(&source.join("file1"), meta.mtime(), meta.mtime_nsec());
+    fs::set_permissions(source.join("file2"), fs::Permissions::from_mode(0o600)).unwrap();
+    let meta = fs::metadata(dest.join("file3")).unwrap();
+    write(&dest.join("file3"), 1_000, 999);
+    set_times(&dest.join("file3"), meta.mtime(), meta.mtime_nsec());
+    fs::remove_file(dest.join("file4")).unwrap();
+    fs::write(source.join("file300"), "new").unwrap();
+    let third = again();
+    assert_eq!((&third["entries"], &third["kept"]), (&5.into(), &296.into()));
+    assert_same(&source, &dest);
+    // A manifest of which any record may be damaged costs copying, never the truth.
+    let base = dest.join(".sealfs-stage/part-1-of-1.base");
+    let mut bytes = fs::read(&base).unwrap();
+    (0..bytes.len()).step_by(1_000).for_each(|at| bytes[at] ^= 1);
+    fs::write(&base, bytes).unwrap();
+    fs::write(dest.join("file5"), "damaged, too").unwrap();
+    assert!(again()["entries"].as_u64().unwrap() >= 1);
+    assert_same(&source, &dest);
+}
+
+#[test]
+fn a_large_file_goes_on_with_the_segments_that_are_there() {
+    let (_dir, source, dest) = dirs();
+    let segment = 64 << 20;
+    write(&source.join("large"), 5 * segment + 12_345, 1);
+    let log = dest.join(".sealfs-stage/part-1-of-1.log");
+    let words = ["--any", "--workers", "1"];
+    let mut child = stage("in", &source, &dest, &words).spawn().unwrap();
+    // Head, the record that it was begun, two segments.
+    while fs::metadata(&log).map_or(0, |meta| meta.len()) < 4 * 64 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None);
+    assert!(!dest.join("large").exists());
+    let (_, done) = events(&expect(0, &mut stage("in", &source, &dest, &["--any", "--json"])));
+    assert!(done["bytes"].as_u64().unwrap() <= 3 * segment as u64 + 12_345, "{done}");
+    assert_same(&source, &dest);
+}
+
+#[test]
+fn after_kill_9_in_a_mount_another_part_of_the_work_makes_it_right() {
+    let (_dir, source, _) = dirs();
+    make_tree(&source);
+    let mut cluster = Cluster::start(3);
+    let mounts = [cluster.mount(), cluster.mount()];
+    for step in 1..6 {
+        let dest = mounts[0].join(format!("tree{step}"));
+        let mut child = stage("in", &source, &dest, &[]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(step * 150));
+        let _ = child.kill();
+        child.wait().unwrap();
+        // What one process has begun others go on with, on another mount.
+        let dest = mounts[1].join(format!("tree{step}"));
+        for part in ["1/2", "2/2"] {
+            expect(0, &mut stage("in", &source, &dest, &["--part", part]));
+        }
+        expect(0, &mut stage("in", &source, &dest, &["--finish"]));
+        assert_same(&source, &dest);
+        let left = picture(&dest).into_keys().find(|name| name.ends_with(".sealfs-tmp"));
+        assert_eq!(left, None);
+    }
+}
+
+#[test]
+fn what_a_user_cannot_read_is_named_and_the_rest_is_there() {
+    let (dir, source, dest) = dirs();
+    let open = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(dir.path(), open).unwrap();
+    fs::set_permissions(&source, fs::Permissions::from_mode(0o755)).unwrap();
+    for name in ["one", "secret", "two"] {
+        fs::write(source.join(name), name).unwrap();
+    }
+    fs::set_permissions(source.join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::create_dir(source.join("locked")).unwrap();
+    fs::set_permissions(source.join("locked"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::create_dir(source.join("read only")).unwrap();
+    fs::write(source.join("read only/inside"), "x").unwrap();
+    fs::set_permissions(source.join("read only"), fs::Permissions::from_mode(0o555)).unwrap();
+    fs::set_permissions(source.join("one"), fs::Permissions::from_mode(0o4755)).unwrap();
+    // The user's own binary: he may not look into the target directory.
+    let own = dir.path().join("sealfs");
+    fs::copy(binary(), &own).unwrap();
+    fs::create_dir(dir.path().join("home")).unwrap();
+    std::os::unix::fs::chown(dir.path().join("home"), Some(4321), Some(4321)).unwrap();
+    let dest = dir.path().join("home").join(dest.file_name().unwrap());
+    let run_as_user = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "4321", "--regid", "4321", "--clear-groups"]).arg(&own);
+        command.args(["stage", "in", "--any"]).arg(&source).arg(&dest);
+        command
+    };
+    let output = expect(1, &mut run_as_user());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("secret: cannot be read: Permission denied"), "{text}");
+    assert!(text.contains("locked: cannot be read: Permission denied"), "{text}");
+    assert_eq!(text.matches("owners are not kept").count(), 1, "{text}");
+    let report = dest.join(".sealfs-stage/report-1-of-1.jsonl");
+    assert_eq!(fs::read_to_string(report).unwrap().lines().count(), 2);
+    assert_eq!(fs::read_to_string(dest.join("read only/inside")).unwrap(), "x");
+    // A set-id bit for another owner than the source's would be his gift of rights.
+    assert_eq!(fs::metadata(dest.join("one")).unwrap().mode() & 0o7777, 0o755);
+    fs::set_permissions(source.join("secret"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(source.join("locked"), fs::Permissions::from_mode(0o755)).unwrap();
+    expect(0, &mut run_as_user());
+    assert_eq!(fs::read_to_string(dest.join("secret")).unwrap(), "secret");
+    assert_eq!(fs::metadata(dest.join("read only")).unwrap().mode() & 0o7777, 0o555);
+    assert!(!dest.join(".sealfs-stage").exists());
+}
+
+#[test]
+fn a_source_that_is_written_all_the_time_is_reported_and_never_torn() {
+    let (_dir, source, dest) = dirs();
+    write(&source.join("quiet"), 1_000, 1);
+    write(&source.join("busy"), 8 << 20, 2);
+    let busy = fs::File::options().write(true).open(source.join("busy")).unwrap();
+    let end = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 0_u64;
+            while !end.load(std::sync::atomic::Ordering::Relaxed) {
+                number += 1;
+                busy.write_all_at(&number.to_le_bytes(), number % 1_000_000 * 8).unwrap();
+            }
+        });
+        let output = stage("in", &source, &dest, &["--any"]).output().unwrap();
+        end.store(true, std::sync::atomic::Ordering::Relaxed);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("busy: the source changed while it was copied"), "{text}");
+    });
+    assert!(dest.join("quiet").exists() && !dest.join("busy").exists());
+    expect(0, &mut stage("in", &source, &dest, &["--any"]));
+    assert_same(&source, &dest);
+}
+
+#[test]
+fn no_link_leads_out_of_dest_and_no_nesting_is_taken() {
+    let (dir, source, dest) = dirs();
+    fs::create_dir_all(source.join("a/b")).unwrap();
+    fs::write(source.join("a/b/file"), "x").unwrap();
+    fs::write(source.join("plain"), "new").unwrap();
+    let outside = dir.path().join("outside");
+    fs::create_dir_all(outside.join("b")).unwrap();
+    fs::write(outside.join("kept"), "kept").unwrap();
+    fs::create_dir(&dest).unwrap();
+    symlink(&outside, dest.join("a")).unwrap();
+    symlink(outside.join("kept"), dest.join("plain")).unwrap();
+    let output = expect(1, &mut stage("in", &source, &dest, &["--any"]));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("taken by something that is no folder"), "{text}");
+    assert_eq!(fs::read_dir(outside.join("b")).unwrap().count(), 0);
+    assert_eq!(fs::read_to_string(outside.join("kept")).unwrap(), "kept");
+    assert_eq!(fs::read_to_string(dest.join("plain")).unwrap(), "new");
+    assert!(fs::symlink_metadata(dest.join("plain")).unwrap().is_file());
+    for (one, other) in [("", ""), ("", "a"), ("", "a/b/new"), ("a", "")] {
+        let (from, to) = (source.join(one), source.join(other));
+        let output = expect(1, &mut stage("in", &from, &to, &["--any"]));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("inside"), "{one} {other}");
+    }
+    assert!(!source.join("a/b/new").exists());
+}
+
+#[test]
+fn what_the_deadline_cuts_off_is_counted_and_listed_and_goes_on_later() {
+    let (_dir, source, dest) = dirs();
+    for folder in 0..4 {
+        fs::create_dir(source.join(format!("d{folder}"))).unwrap();
+        for number in 0..100 {
+            fs::write(source.join(format!("d{folder}/f{number}")), "12345").unwrap();
+        }
+    }
+    let limit = ["--any", "--json", "--deadline", "0"];
+    let (_, done) = events(&expect(3, &mut stage("in", &source, &dest, &limit)));
+    let count = |name: &str| done[name].as_u64().unwrap();
+    assert_eq!(done["status"], "deadline");
+    assert_eq!(count("entries") + count("kept") + count("missing"), 400, "{done}");
+    assert!(count("missing") > 0);
+    let report = fs::read_to_string(done["report"].as_str().unwrap()).unwrap();
+    let missing = report.lines().filter(|line| line.contains("\"missing\"")).count();
+    assert_eq!(missing as u64, count("missing"));
+    expect(0, &mut stage("in", &source, &dest, &["--any"]));
+    assert_same(&source, &dest);
+}
+
+#[test]
+fn a_mount_inside_is_walked_unless_it_is_not_to_be() {
+    let (_dir, source, dest) = dirs();
+    let inner = source.join("inner");
+    fs::create_dir(&inner).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&inner));
+    fs::write(inner.join("file"), "x").unwrap();
+    let with =
+        Command::new(binary()).args(["stage", "in", "--any"]).arg(&source).arg(&dest).output();
+    let other = dest.with_file_name("other");
+    let without = stage("in", &source, &other, &["--any", "--one-file-system"]).output();
+    run(Command::new("umount").arg(&inner));
+    assert!(with.unwrap().status.success() && without.unwrap().status.success());
+    assert!(dest.join("inner/file").exists());
+    assert!(other.join("inner").is_dir() && !other.join("inner/file").exists());
+}

@@ -7,7 +7,7 @@
 //!
 //! 1. Nobody sees a file under its name before its data is durable and was compared.
 //! 2. A record is written, and an entry counted, when its name is durable.
-//! 3. Files go in groups of at most [`GROUP_FILES_MAX`] and [`GROUP_BYTES_MAX`], so that a sync serves many. A local file system
+//! 3. Files go in groups of at most 64 (fewer with few descriptors) and [`GROUP_BYTES_MAX`], so that a sync serves many. A local file system
 //!    gets one syncfs(2) per group. FUSE passes no syncfs(2) on, so there each file and each folder is synced; a node of
 //!    sealfs has then less to do with each one, for its first sync covers what came before.
 //! 4. A source that is another one after it was read (inode, size, mtime, ctime) is copied anew.
@@ -285,7 +285,9 @@ impl<'a> Copier<'a> {
     }
 
     fn settle_full_group(&mut self) {
-        if self.written.len() >= GROUP_FILES_MAX || self.written_bytes >= GROUP_BYTES_MAX {
+        if self.written.len() >= self.shared.group_files_max
+            || self.written_bytes >= GROUP_BYTES_MAX
+        {
             self.settle();
         }
     }
@@ -479,8 +481,6 @@ pub(crate) fn size(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }
 
-/// Files of a group: each is an open descriptor, and waits for the others to be synced.
-const GROUP_FILES_MAX: usize = 64;
 /// Data of a group: a second of a slow disk.
 const GROUP_BYTES_MAX: u64 = 64 << 20;
 /// Files up to this length have no holes if they take as much space as they are long: two calls fewer for each.

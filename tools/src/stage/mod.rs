@@ -30,6 +30,7 @@ mod trouble;
 mod walk;
 mod work;
 
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -109,11 +110,15 @@ struct Shared {
     stage: OwnedFd,
     stage_path: PathBuf,
     syncs_each: bool,
+    /// Files that a thread writes before it syncs them.
+    group_files_max: usize,
     /// Whether an earlier run may have left temporary files.
     cleans: bool,
     manifest: Manifest,
     links: Links,
     work: Work,
+    /// Folders that could not be walked; the walk at the end meets them again.
+    failed_folders: Mutex<BTreeSet<Key>>,
     tally: Tally,
     /// Nothing more is begun.
     stop: AtomicBool,
@@ -122,9 +127,8 @@ struct Shared {
 /// Does what the plan says.
 pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
     let started = Instant::now();
-    // Modes are given exactly; and a file that waits to be synced is an open descriptor.
+    // Modes are given exactly.
     rustix::process::umask(Mode::empty());
-    raise_descriptor_limit();
     let shared = Shared::open(plan)?;
     shared.tally.start(json!({
         "direction": if shared.plan.direction == Direction::In { "in" } else { "out" },
@@ -139,16 +143,13 @@ pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
     } else {
         shared.copy(&mut watch)?;
     }
-    let is_last = shared.plan.finish || (shared.plan.part.is_none() && !shared.is_stopped());
+    // What the deadline has cut off is not finished; a part never is by itself.
+    let is_cut_off = shared.tally.counts().is_cut_off();
+    let is_last = shared.plan.finish || (shared.plan.part.is_none() && !is_cut_off);
     if is_last {
         shared.finish(&mut watch)?;
     }
-    let own = shared.tally.counts();
-    counts.add(&own);
-    if shared.is_stopped() && own.is_complete() && is_last {
-        shared.tally.unread(b"");
-        counts.unread += 1;
-    }
+    counts.add(&shared.tally.counts());
     if is_last && let Err(trouble) = shared.finish_root(counts.is_complete()) {
         shared.tally.failed(b"", &trouble);
         counts.failed += 1;
@@ -200,7 +201,9 @@ impl Shared {
             manifest,
             links: Links::new(),
             work,
+            failed_folders: Mutex::default(),
             tally: Tally::new(plan.json, report),
+            group_files_max: group_files_max(plan.workers),
             stop: AtomicBool::new(false),
             plan,
         })
@@ -305,12 +308,13 @@ impl Shared {
 
     /// A new run of this part makes void what an earlier one said, or one that shared the work differently.
     fn drop_old_states(&self) -> Result<(), Failure> {
+        let own_report = format!("report-{}-of-{}.jsonl", self.part, self.parts);
         for entry in Listing::read_from(&self.stage)? {
             let entry = entry?;
             let Ok(name) = entry.file_name().to_str() else { continue };
-            if part_of(name, ".state")
-                .is_some_and(|(part, parts)| parts != self.parts || part == self.part)
-            {
+            let is_old = part_of(name, ".state")
+                .is_some_and(|(part, parts)| parts != self.parts || part == self.part);
+            if is_old || name == own_report {
                 match unlinkat(&self.stage, name, AtFlags::empty()) {
                     Ok(()) | Err(Errno::NOENT) => {}
                     Err(errno) => return Err(std::io::Error::from(errno).into()),
@@ -434,17 +438,25 @@ fn spill(stage: &OwnedFd) -> Result<std::fs::File, Failure> {
     Ok(file.into())
 }
 
-fn raise_descriptor_limit() {
+/// Lets this process open as many descriptors as it may, and says how many files a thread may keep open with that.
+fn group_files_max(workers: usize) -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
     limit.current = limit.maximum;
-    // What there is suffices for the default number of workers.
-    let _ = setrlimit(Resource::Nofile, limit);
+    let now = if setrlimit(Resource::Nofile, limit).is_ok() { limit.current } else { before };
+    let most = now.map_or(usize::MAX, |now| usize::try_from(now).unwrap_or(usize::MAX));
+    // A file of a group may hold three: itself, and its folder on both sides.
+    (most.saturating_sub(DESCRIPTORS_BESIDE) / (3 * workers.max(1))).clamp(1, GROUP_FILES_MAX)
 }
 
 const NO_PANIC: &str = "nobody panics while he holds it";
 /// Threads that read folders: one waits for the other end while the other one works.
 const WALKERS: usize = 2;
+/// Files of a group: each is an open descriptor, and waits for the others to be synced.
+const GROUP_FILES_MAX: usize = 64;
+/// Descriptors of folders that wait to be copied, of the ends, the manifest, a large file of each thread.
+const DESCRIPTORS_BESIDE: usize = 256;
 /// How often progress is shown and the deadline looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// After the deadline: time to list what is missing.

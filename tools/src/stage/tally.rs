@@ -18,6 +18,13 @@ use serde_json::{Value, json};
 use super::names::shown;
 use super::trouble::Trouble;
 
+/// A line on stderr. Whoever reads it may be gone: that ends nothing.
+macro_rules! say {
+    ($($words:tt)*) => {
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    };
+}
+
 /// Shared by all threads.
 pub(crate) struct Tally {
     is_json: bool,
@@ -157,9 +164,9 @@ impl Tally {
         self.report(&event);
         self.event(&event);
         if before < SHOWN_MAX {
-            eprintln!("sealfs stage: {path}: {cause}");
+            say!("sealfs stage: {path}: {cause}");
         } else if before == SHOWN_MAX {
-            eprintln!("sealfs stage: more failed; the report has all");
+            say!("sealfs stage: more failed; the report has all");
         }
     }
 
@@ -191,7 +198,7 @@ impl Tally {
         notes.insert(text.to_owned(), 1);
         drop(notes);
         self.event(&json!({"event": "note", "text": text}));
-        eprintln!("sealfs stage: {text}");
+        say!("sealfs stage: {text}");
     }
 
     /// The first event.
@@ -230,10 +237,13 @@ impl Tally {
                 0 => String::new(),
                 kept => format!("; {kept} were there already"),
             };
-            println!("{done} entries with {bytes} staged in {seconds:.1} s ({rate}/s){kept}");
+            let _ = writeln!(
+                std::io::stdout(),
+                "{done} entries with {bytes} staged in {seconds:.1} s ({rate}/s){kept}"
+            );
         }
         if *failed > 0 {
-            eprintln!("sealfs stage: {failed} failed");
+            say!("sealfs stage: {failed} failed");
         }
         if *missing > 0 || *unread > 0 {
             let bytes = amount(*missing_bytes);
@@ -241,13 +251,13 @@ impl Tally {
                 0 => String::new(),
                 unread => format!(", and what is in {unread} folders that were not looked into"),
             };
-            eprintln!(
+            say!(
                 "sealfs stage: the deadline came before {missing} entries with {bytes}{more}; \
                  run again to go on"
             );
         }
         if let Some(report) = report {
-            eprintln!("sealfs stage: each is named in {report}");
+            say!("sealfs stage: each is named in {report}");
         }
     }
 
@@ -257,7 +267,7 @@ impl Tally {
         let flushed = report.file.as_mut().map_or(Ok(()), Write::flush);
         if let Some(error) = flushed.err().or(report.error.take()) {
             let path = report.path.display();
-            eprintln!("sealfs stage: the report {path} is not whole: {error}");
+            say!("sealfs stage: the report {path} is not whole: {error}");
         }
         report.file.as_ref().map(|_| report.path.display().to_string())
     }

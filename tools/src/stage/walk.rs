@@ -35,11 +35,20 @@ impl Shared {
                 Ok(None) => return,
                 Err(error) => return self.tally.fail_walk(&error),
             };
-            if let Err(trouble) = self.walk_folder(work, &folder, visit) {
+            if let Err(trouble) = self.walk_folder(work, &folder, visit)
+                && self.is_new_failure(&folder)
+            {
                 self.tally.failed(&folder.path, &trouble);
             }
             work.close_folder();
         }
+    }
+
+    /// Whether the folder has not failed in the walk before, too.
+    fn is_new_failure(&self, folder: &Folder) -> bool {
+        let mut failed = self.failed_folders.lock().expect("nobody panics while he holds it");
+        // More are told of twice rather than kept in memory.
+        failed.len() >= FAILED_FOLDERS_MAX || failed.insert(Key::of(&folder.path))
     }
 
     fn walk_folder(
@@ -131,5 +140,7 @@ impl Shared {
     }
 }
 
+/// Folders whose failure is remembered: 100,000 x 16 bytes and a little.
+const FAILED_FOLDERS_MAX: usize = 100_000;
 /// Entries that are handed out at a time: few, so that threads share a folder's entries.
 const BATCH_LEN: usize = 32;
