@@ -31,7 +31,7 @@ pub(crate) fn make_own(directory: &Path) -> Result<(), Failure> {
 
 /// `path` without symbolic links, if nobody but root and this user can change what it leads to: each directory on the way
 /// is one of theirs, and others may not write in it but by the rules of a sticky one (/tmp). What is missing at the end is
-/// made, with `mode`. A process of root's that creates, mounts and removes below it cannot be led astray.
+/// made, with `mode` for the last. A process of root's that creates, mounts and removes below it cannot be led astray.
 pub(crate) fn trusted(path: &Path, mode: u32) -> Result<PathBuf, Failure> {
     let failed = |error: io::Error| Failure::from(format!("{}: {error}", path.display()));
     let absolute = std::path::absolute(path).map_err(failed)?;
@@ -40,6 +40,9 @@ pub(crate) fn trusted(path: &Path, mode: u32) -> Result<PathBuf, Failure> {
         there = there.parent().unwrap_or(Path::new("/"));
     }
     check_way(&fs::canonicalize(there).map_err(failed)?, there == absolute)?;
+    // What it lies in may be anybody's way to other things.
+    let above = absolute.parent().unwrap_or(Path::new("/"));
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(above).map_err(failed)?;
     fs::DirBuilder::new().recursive(true).mode(mode).create(&absolute).map_err(failed)?;
     let real = fs::canonicalize(&absolute).map_err(failed)?;
     check_way(&real, true)?;
