@@ -17,12 +17,15 @@ pub(crate) struct Args {
 enum Verb {
     /// Brings a job's file system up on this node, together with the job's other nodes; prints its path.
     Up {
+        /// As Slurm's prologue: the job from the environment, what it wants from its comment.
+        #[arg(long, conflicts_with_all = ["id", "hosts", "node", "uid", "gid", "unprivileged"])]
+        slurm: bool,
         /// The job.
-        #[arg(long)]
-        id: String,
+        #[arg(long, required_unless_present = "slurm")]
+        id: Option<String>,
         /// All its nodes, as Slurm writes them: n[1-3],m2. The first one is where they meet.
-        #[arg(long, value_name = "HOSTLIST")]
-        hosts: String,
+        #[arg(long, value_name = "HOSTLIST", required_unless_present = "slurm")]
+        hosts: Option<String>,
         /// This node's name in the list. Default: $SLURMD_NODENAME, else the host's name.
         #[arg(long, value_name = "NAME")]
         node: Option<String>,
@@ -39,9 +42,12 @@ enum Verb {
     },
     /// Takes a job's file system down on this node and wipes its data. Nothing is there: done.
     Down {
+        /// As Slurm's epilogue: the job from the environment.
+        #[arg(long, conflicts_with_all = ["id", "node", "unprivileged"])]
+        slurm: bool,
         /// The job.
-        #[arg(long)]
-        id: String,
+        #[arg(long, required_unless_present = "slurm")]
+        id: Option<String>,
         /// As for `up`.
         #[arg(long, value_name = "NAME")]
         node: Option<String>,
@@ -102,11 +108,14 @@ impl ScopeArgs {
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.verb {
-        Verb::Up { id, hosts, node, uid, gid, scope, settings } => {
+        Verb::Up { id: Some(id), hosts: Some(hosts), node, uid, gid, scope, settings, .. } => {
             let wanted = Wanted { id, hosts, node, owner: uid.zip(gid) };
             println!("{}", job::up(scope.with(settings), wanted)?.display());
         }
-        Verb::Down { id, node: _, scope, settings } => job::down(scope.with(settings), &id)?,
+        // The parser has seen to --slurm.
+        Verb::Up { scope, settings, .. } => job::slurm::up(scope.with(settings))?,
+        Verb::Down { id: Some(id), scope, settings, .. } => job::down(scope.with(settings), &id)?,
+        Verb::Down { scope, settings, .. } => job::slurm::down(scope.with(settings))?,
         Verb::Status { id, json, scope, settings } => {
             println!("{}", job::status(scope.with(settings), id.as_deref(), json)?);
         }

@@ -49,7 +49,29 @@ pub(super) struct Meeting {
     party: Arc<Party>,
     round: u32,
     role: Role,
+    /// Of the last round, if it failed: whether this node has failed, and who has never come.
+    is_own: bool,
+    absent: Vec<String>,
 }
+
+/// Why a round has failed, and whose fault it is.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// This node's own part has failed.
+    pub(super) is_own: bool,
+    /// Nodes that have never come, as far as this node knows.
+    pub(super) absent: Vec<String>,
+    /// Names the node and the cause.
+    pub(super) text: String,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Fault {}
 
 enum Role {
     First(First),
@@ -71,7 +93,7 @@ impl Meeting {
         let party = Arc::new(party);
         let role =
             if party.me == 0 { Role::First(First::open(&party)?) } else { Role::Other(None) };
-        Ok(Self { party, round: 0, role })
+        Ok(Self { party, round: 0, role, is_own: false, absent: Vec::new() })
     }
 
     /// Gives this node's part, or says why there is none, and returns the verdict. The first node makes it with `decide` from
@@ -85,10 +107,25 @@ impl Meeting {
     ) -> Result<String, String> {
         let round = self.round;
         self.round += 1;
+        self.is_own = mine.is_err();
+        self.absent.clear();
+        let is_own = &mut self.is_own;
+        let decide = |all: &[String]| decide(all).inspect_err(|_| *is_own = true);
         match &mut self.role {
-            Role::First(first) => first.round(&self.party, round, mine, until, ending, decide),
-            Role::Other(stream) => other_round(&self.party, stream, round, mine, until),
+            Role::First(first) => {
+                let verdict = first.round(&self.party, round, mine, until, ending, decide);
+                self.absent.clone_from(&first.absent);
+                verdict
+            }
+            Role::Other(stream) => {
+                other_round(&self.party, stream, round, mine, until, &mut self.absent)
+            }
         }
+    }
+
+    /// The last round's error with whose fault it was.
+    pub(super) fn fault(&self, text: String) -> Fault {
+        Fault { is_own: self.is_own, absent: self.absent.clone(), text }
     }
 }
 
@@ -99,6 +136,7 @@ fn other_round(
     round: u32,
     mine: Result<String, String>,
     until: Instant,
+    absent: &mut Vec<String>,
 ) -> Result<String, String> {
     let message = Message { round, outcome: mine.into() };
     // The first node says why when its time is over, shortly after this node's.
@@ -108,7 +146,7 @@ fn other_round(
     loop {
         let mut open = match stream.take() {
             Some(open) => open,
-            None => find_first(party, limit)?,
+            None => find_first(party, limit).inspect_err(|_| absent.push(first.clone()))?,
         };
         let heard = wire::tell(&mut open, &message, until)
             .and_then(|()| wire::hear(&mut open, Some(until)));
@@ -194,6 +232,8 @@ fn try_first(
 struct First {
     events: Receiver<Event>,
     seats: Vec<Seat>,
+    /// Who was waited for in vain.
+    absent: Vec<String>,
 }
 
 /// What the first node knows of one other node.
@@ -223,7 +263,7 @@ impl First {
             thread::spawn(move || receive_all(&listener, &identity, count, &sender));
         }
         let seats = party.hosts.iter().skip(1).map(|_| Seat::default()).collect();
-        Ok(Self { events, seats })
+        Ok(Self { events, seats, absent: Vec::new() })
     }
 
     fn round(
@@ -269,9 +309,10 @@ impl First {
         let began = Instant::now();
         loop {
             let now = Instant::now();
-            let (lost, open) = self.state(party, (round, ending), now, until, began);
+            let (lost, absent, open) = self.state(party, (round, ending), now, until, began);
             if open.is_none() || (ending == Ending::AtOnce && !lost.is_empty()) {
                 if !lost.is_empty() {
+                    self.absent = absent.into_iter().map(str::to_owned).collect();
                     return Err(lost.join("; "));
                 }
                 let parts = self.seats.iter_mut().filter_map(|seat| seat.said.take());
@@ -286,15 +327,16 @@ impl First {
         }
     }
 
-    /// Who has failed or is lost, named; and until when others may still be waited for, if there are any.
-    fn state(
+    /// Who has failed or is lost, named; who of them has never come; and until when others may still be waited for, if there
+    /// are any.
+    fn state<'a>(
         &self,
-        party: &Party,
+        party: &'a Party,
         (round, ending): (u32, Ending),
         now: Instant,
         until: Instant,
         began: Instant,
-    ) -> (Vec<String>, Option<Instant>) {
+    ) -> (Vec<String>, Vec<&'a str>, Option<Instant>) {
         let seconds = (now - began).as_secs_f64().round();
         let (mut lost, mut open, mut absent) = (Vec::new(), None::<Instant>, Vec::new());
         for (seat, name) in self.seats.iter().zip(&party.hosts[1..]) {
@@ -337,7 +379,7 @@ impl First {
                 party.ports[0],
             ));
         }
-        (lost, open)
+        (lost, absent, open)
     }
 
     fn take(&mut self, event: Event) {

@@ -9,6 +9,7 @@
 //! | `wire`, `meeting` | how the nodes of a job find and hear one another |
 //! | `node`, `holders` | this node's server and mount; who uses it |
 //! | `up`, `down`, `reap` | the verbs |
+//! | `slurm` | the verbs under Slurm |
 //!
 //! 1. Nothing passes between nodes but connections on which both ends have proven the job's key, which follows from the
 //!    site's key, the job's id and its nodes.
@@ -24,6 +25,7 @@ mod meeting;
 mod node;
 mod reap;
 mod site;
+pub(crate) mod slurm;
 mod state;
 mod up;
 mod wire;
@@ -48,8 +50,7 @@ pub(crate) struct Scope {
 
 impl Scope {
     fn site(self) -> Result<Site, Failure> {
-        // A prologue's umask may be anything, and modes below are meant as they stand.
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        set_umask();
         Site::new(self.flags, self.config.as_deref(), self.is_user)
     }
 }
@@ -126,6 +127,11 @@ pub(crate) fn hosts(list: &str) -> Result<Vec<String>, Failure> {
 /// Runs a program in this process's place, in a session of its own; returns only with an error.
 pub(crate) fn detach(words: &[OsString]) -> Failure {
     node::detach(words)
+}
+
+/// A prologue's umask may be anything, and the modes of what is made are meant as they stand.
+fn set_umask() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 }
 
 /// A node that is named twice is one node.

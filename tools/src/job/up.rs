@@ -131,15 +131,18 @@ fn bring_up(
     let mine = Ok(port.to_string());
     let list = meeting.round(mine, until, Ending::AtOnce, |ports| {
         nodes_list(&addresses, ports, site.words.chunk.as_deref())
-    })?;
+    });
+    let list = list.map_err(|text| meeting.fault(text))?;
     let mine = node::serve(site, home, record, &list, until).map_err(|error| error.to_string());
-    meeting.round(mine.map(|()| String::new()), until, Ending::AtOnce, |_| {
+    let ready = meeting.round(mine.map(|()| String::new()), until, Ending::AtOnce, |_| {
         let mounted = node::mount(site, home, record).and_then(|()| node::give_root(record));
         mounted.map(|()| String::new()).map_err(|error| error.to_string())
-    })?;
+    });
+    ready.map_err(|text| meeting.fault(text))?;
     let mine = if *me == 0 { Ok(()) } else { node::mount(site, home, record) };
     let mine = mine.map(|()| String::new()).map_err(|error| error.to_string());
-    meeting.round(mine, until, Ending::AtOnce, |_| Ok(String::new()))?;
+    let mounted = meeting.round(mine, until, Ending::AtOnce, |_| Ok(String::new()));
+    mounted.map_err(|text| meeting.fault(text))?;
     Ok(())
 }
 
