@@ -19,6 +19,10 @@ need cc gcc
 need cmake cmake
 ldconfig -p | grep -q libclang || compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || packages+=(libclang-dev)
 need losetup mount
+need slurmctld slurm-wlm
+need munged munge
+compgen -G '/usr/lib/*/slurm-wlm/burst_buffer_lua.so' >/dev/null || packages+=(slurm-wlm-basic-plugins)
+need ps procps
 need mkfs.ext4 e2fsprogs
 need chromium chromium
 need prometheus prometheus

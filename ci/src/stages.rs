@@ -150,6 +150,13 @@ pub(crate) const STAGES: &[Stage] = &[
         run: || mount("seen"),
     },
     Stage {
+        name: "slurm",
+        what: "a real Slurm of four nodes: prologue, epilogue, staging, and what can go wrong",
+        budget_min: 8,
+        quick: false,
+        run: || mount("slurm"),
+    },
+    Stage {
         name: "vm",
         what: "what needs RDMA, over soft-RoCE in a VM",
         budget_min: 10,
