@@ -53,7 +53,7 @@ pub(crate) fn question_box(wake: Wake) -> (MountMetrics, Receiver<Question>) {
 }
 
 impl MountMetrics {
-    /// Adds the mount's families to the page; nothing if its thread is late. Blocks for [`PATIENCE`] at most.
+    /// Adds the mount's families to the page; nothing if its thread is late. Blocks for two seconds at most.
     pub fn write(&self, page: &mut Page) -> Result<(), Late> {
         let (answer, receiver) = channel();
         self.questions.try_send(answer).map_err(|_| Late)?;

@@ -79,7 +79,7 @@ impl NodeMetrics {
         Self { node, was_clean, cores }
     }
 
-    /// Adds the node's families to the page; nothing if a core is late. Blocks for [`PATIENCE`] at most.
+    /// Adds the node's families to the page; nothing if a core is late. Blocks for two seconds at most.
     pub fn write(&self, page: &mut Page) -> Result<(), Late> {
         let told = self.ask()?;
         let mut counters = Counters::default();
