@@ -3,10 +3,12 @@
 //! [`Wrap::run`] leads one run: calibrate, check the space, write the configuration, run, read what came out, say why it
 //! cannot be submitted if so, and keep everything in a directory of the archive:
 //!
-//!     <id>/run.json            the record; written last
-//!     <id>/calibration/        the short run before
-//!     <id>/submission/         what a submission needs: the program's results, io500.ini, io500.sh (the command),
-//!                              output.txt, cluster.json, system-information.txt; NOT-SUBMITTABLE.txt if it is not
+//! ```text
+//! <id>/run.json            the record; written last
+//! <id>/calibration/        the short run before
+//! <id>/submission/         what a submission needs: the program's results, io500.ini, io500.sh (the command),
+//!                          output.txt, cluster.json, system-information.txt; NOT-SUBMITTABLE.txt if it is not
+//! ```
 //!
 //! 1. A run that fails, is interrupted or lacks phases is kept, too, with what it measured, and labelled.
 //! 2. The data directory is removed at the end of every run.

@@ -1,7 +1,9 @@
 //! Stands in for the official IO500: reads its configuration, leaves its result files, measures nothing.
 //!
-//!     io500_stand_in CONFIG.ini
-//!     io500_stand_in --version | -np N ... PROGRAM CONFIG.ini     (called as `mpirun`: starts PROGRAM once)
+//! ```text
+//! io500_stand_in CONFIG.ini
+//! io500_stand_in --version | -np N ... PROGRAM CONFIG.ini     (called as `mpirun`: starts PROGRAM once)
+//! ```
 //!
 //! Each writing phase claims to have taken a second more than the stonewall. `$STAND_IN` says what goes wrong:
 //! `fails` (a phase ends the program), `lacks` (a phase is left out), `hangs` (before a phase, for ever), `changes` (another

@@ -18,7 +18,7 @@ use super::tree::{Dir, Entry, open_below};
 use super::trouble::Trouble;
 use super::work::{Batch, Folder, Work};
 
-/// What [`walk`] does with a folder whose entries it has read.
+/// What [`Shared::walk`] does with a folder whose entries it has read.
 pub(crate) enum Visit<'a> {
     /// Entries of this part, some at a time.
     Entries(Batch),
