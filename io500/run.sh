@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the official IO500 on a mount of sealfs: builds the binary if there is none, and hands everything to `sealfs io500`.
-# Usage: io500/run.sh [OPTION...] MOUNT      (`io500/run.sh --help` lists the options)
+# Runs the official IO500 on sealfs: builds `sealfs` if there is none, and hands everything to `sealfs io500`.
+# Usage: io500/run.sh [OPTION...] MOUNT|HOSTLIST      (`io500/run.sh --help` lists the options)
 # SEALFS_BIN names the binary; else the one of this checkout, else the one in PATH.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)

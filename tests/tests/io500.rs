@@ -318,3 +318,36 @@ fn an_interrupted_run_ends_its_program_and_keeps_what_it_measured() {
     assert!(directory.join("submission/NOT-SUBMITTABLE.txt").exists());
     assert_eq!(fs::read_dir(bed.mount()).unwrap().count(), 0, "data is left");
 }
+
+/// A client in a mount namespace of its own, with memory over what a job's file system writes to.
+#[test]
+fn on_a_host_list_a_file_system_is_brought_up_for_the_run_and_taken_down_after_it() {
+    let bed = Bed::make();
+    let hosts = bed.dir.path().join("hosts");
+    fs::write(&hosts, "127.0.0.1 localhost\n127.78.9.1 n1\n").expect("it can be written");
+    let run_line = bed.command(Path::new("n1"), "");
+    let words: Vec<String> =
+        run_line.get_args().map(|word| word.to_str().expect("text").to_owned()).collect();
+    let script = format!(
+        "set -eu; mkdir -p /mnt; for at in /run /var/lib /mnt; do mount -t tmpfs -o mode=755 none $at; done\n\
+         mount --bind {} /etc/hosts; \"$SEALFS_BIN\" key /run/site.key; status=0\n\
+         {} --calibrate 0 --seconds 2 --job-arg --size=512M --job-arg --cores=0 --job-arg --key=/run/site.key {} || status=$?\n\
+         echo \"left: $(ls /run/sealfs/jobs /mnt/sealfs /var/lib/sealfs-jobs 2>&1 | grep -v : | tr -d '[:space:]')\"\n\
+         grep -c ' /mnt/sealfs' /proc/self/mounts || true; exit $status",
+        hosts.display(),
+        run_line.get_program().to_str().expect("text"),
+        words.join(" "),
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+    command.envs(run_line.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.env("SLURMD_NODENAME", "n1");
+    let text = String::from_utf8(run(&mut command).stdout).expect("text");
+    assert!(text.ends_with("left: \n0\n"), "{text}");
+    let (record, directory) = bed.only_run();
+    let reasons = reasons(&record);
+    // Its nodes were asked, and said that they are durable.
+    assert!(!reasons.contains("power") && reasons.contains("one client"), "{reasons}");
+    let script = fs::read_to_string(directory.join("submission/system-information.txt")).unwrap();
+    assert!(script.contains("1 nodes, sealfs") && script.contains("(n1)"), "{script}");
+}

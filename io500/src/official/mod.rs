@@ -94,11 +94,7 @@ impl Wrap {
         let data = self.mount.join(format!("io500-{id}"));
         fs::create_dir(&data).map_err(|error| Error::at("cannot work in", &data, error))?;
         let after = self.measure(&directory, &data, &interrupts, told);
-        // The program removes its own directory when it has emptied it.
-        let removed = fs::remove_dir_all(&data).or_else(|error| match error.kind() {
-            ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        });
+        let removed = remove(&data);
         let (ini, after) = after?;
         let mut record = Record::new(
             Kind::Official(after.report.version.clone()),
@@ -115,7 +111,8 @@ impl Wrap {
         record.reasons.extend(rules::reasons_after(&after));
         self.finish(&directory.join("submission"), &record)?;
         archive.add(&record)?;
-        removed.map_err(|error| Error::at("the run is kept, but cannot remove", &data, error))?;
+        // The run is kept all the same.
+        removed?;
         Ok((record, directory))
     }
 
@@ -190,7 +187,7 @@ impl Wrap {
         let report = read(directory)?;
         let rates =
             Rates::of(&report).ok_or_else(|| failed("a writing phase has no result".into()))?;
-        fs::remove_dir_all(&data).map_err(|error| Error::at("cannot remove", &data, error))?;
+        remove(&data)?;
         self.check_space(&rates, told)?;
         Ok(Limits::for_rates(&rates, self.ranks.count(), self.stonewall))
     }
@@ -308,6 +305,16 @@ fn changed(ini: &Ini, results: &Path) -> Vec<String> {
 
 fn make(path: &Path) -> Result<(), Error> {
     fs::create_dir(path).map_err(|error| Error::at("cannot make", path, error))
+}
+
+/// The program removes its own directory when it has emptied it.
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Error::at("cannot remove", path, error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {

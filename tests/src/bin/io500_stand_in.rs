@@ -92,8 +92,8 @@ fn launch(words: &[String]) -> ! {
         println!("mpirun (Open MPI) stand-in");
         std::process::exit(0);
     }
-    let [.., program, configuration] = words else { panic!("no program") };
-    panic!("{}", Command::new(program).arg(configuration).exec());
+    let program = words.iter().position(|word| word.starts_with('/')).expect("a program");
+    panic!("{}", Command::new(&words[program]).args(&words[program + 1..]).exec());
 }
 
 struct Run {

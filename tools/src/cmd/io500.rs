@@ -1,5 +1,7 @@
 //! `sealfs io500`.
 
+mod brought;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,15 +13,20 @@ use sealfs_io500::own::OFFICIAL_STONEWALL;
 use sealfs_io500::{Kind, Record};
 
 use crate::Failure;
+use brought::Brought;
 
-/// Runs the official IO500 on a mount: checks the submission rules, calibrates, writes the configuration, runs it by MPI,
+/// Runs the official IO500 on a mount, or on a host list, where a file system lives as long as the run: checks the submission rules, calibrates, writes the configuration, runs it by MPI,
 /// keeps results and configuration ready for submission (or says why not), and makes a page of all runs.
 ///
 /// Without the official program `sealfs bench io500` runs the same phases with workers of our own.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Where the file system is mounted, on every client.
-    mount: PathBuf,
+    /// Where the file system is mounted, on every client; or a host list (n[1-10]), on which `sealfs job up` makes one.
+    #[arg(value_name = "MOUNT|HOSTLIST")]
+    target: String,
+    /// One more word for `sealfs job up` and `down`, with a host list; may be repeated.
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    job_arg: Vec<String>,
     /// The official program, at the same path on every client [default: io500 in PATH].
     #[arg(long, value_name = "PATH")]
     io500: Option<PathBuf>,
@@ -58,14 +65,17 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let mount = args.mount.canonicalize();
-    let mount = mount.map_err(|error| format!("{}: {error}", args.mount.display()))?;
     let program = official_program(args.io500.as_deref())?;
     let launcher = Launcher::find(args.mpi.as_deref(), args.mpi_arg.clone())?;
+    let archive = Archive::open(&args.results)?;
+    // From here on a signal ends the run, not this process: what was brought up is taken down.
+    let interrupts = crate::bench::io500::interrupts()?;
+    let (hosts, brought) = clients(args, &launcher)?;
+    let mount = brought.as_ref().map_or(Path::new(&args.target), |brought| brought.mount.as_path());
+    let mount = mount.canonicalize().map_err(|error| format!("{}: {error}", mount.display()))?;
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
-    let hosts = args.hosts.as_deref().map(hosts).transpose()?.unwrap_or_default();
     let ranks = Ranks { hosts, per_host: args.ranks.unwrap_or(processors) };
-    let cluster = ask(args);
+    let cluster = ask(args, brought.as_ref());
     let wrap = Wrap {
         about: about(&cluster),
         cluster: describe(&cluster, &mount),
@@ -81,9 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if !before.is_empty() {
         eprintln!("NOT SUBMITTABLE, whatever comes out:\n{}", list(&before));
     }
-    let archive = Archive::open(&args.results)?;
     let last = archive.last(&Kind::Official(String::new()))?;
-    let interrupts = crate::bench::io500::interrupts()?;
     let (record, directory) = wrap.run(&archive, interrupts, &mut |line| eprintln!("{line}"))?;
     if args.json {
         println!("{}", serde_json::to_string(&record)?);
@@ -111,15 +119,35 @@ fn list(reasons: &[String]) -> String {
     reasons.iter().map(|reason| format!("  - {reason}\n")).collect()
 }
 
+/// The clients' names, none for this machine alone; and the file system, if it has to be brought up on them.
+fn clients(args: &Args, launcher: &Launcher) -> Result<(Vec<String>, Option<Brought>), Failure> {
+    let target = &args.target;
+    if Path::new(target).is_dir() {
+        let hosts = args.hosts.as_deref().map(hosts).transpose()?;
+        return Ok((hosts.unwrap_or_default(), None));
+    }
+    if target.contains('/') {
+        return Err(format!("{target} is no directory: give a mount or a host list").into());
+    }
+    if args.hosts.is_some() {
+        return Err(format!("{target} is no directory, and --hosts goes with a mount").into());
+    }
+    let hosts = hosts(target)?;
+    let brought = Brought::up(launcher, &hosts, &args.job_arg)?;
+    Ok((hosts, Some(brought)))
+}
+
 /// Asks the nodes, if we are told how.
-fn ask(args: &Args) -> Result<ClusterStatus, String> {
-    let (Some(nodes), Some(key)) = (&args.nodes, &args.key) else {
+fn ask(args: &Args, brought: Option<&Brought>) -> Result<ClusterStatus, String> {
+    let told = args.nodes.clone().zip(args.key.clone());
+    let own = brought.map(|brought| (brought.nodes.display().to_string(), brought.key.clone()));
+    let Some((nodes, key)) = told.or(own) else {
         return Err("nobody asked the nodes; say --nodes and --key".into());
     };
     let ask = || -> Result<ClusterStatus, Failure> {
-        let nodes = super::mount::addresses(nodes)?;
+        let nodes = super::mount::addresses(&nodes)?;
         let network = args.network.network()?;
-        Ok(sealfs_client::cluster_status(&nodes, key, &network, Duration::from_secs(10), false)?)
+        Ok(sealfs_client::cluster_status(&nodes, &key, &network, Duration::from_secs(10), false)?)
     };
     ask().map_err(|error| error.to_string())
 }
@@ -166,7 +194,7 @@ fn hosts(list: &str) -> Result<Vec<String>, Failure> {
     names.sort();
     names.dedup();
     if names.len() < hosts.len() {
-        return Err(format!("--hosts {list:?} names a host twice").into());
+        return Err(format!("{list:?} names a host twice").into());
     }
     Ok(hosts)
 }
