@@ -5,9 +5,12 @@
 
 mod nodes;
 
+use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nodes::{Nodes, OTHER, USER, said};
+use sealfs_tests::cluster::{Loop, run};
 
 #[test]
 fn a_job_comes_up_on_all_nodes_is_its_users_alone_and_leaves_nothing() {
@@ -66,5 +69,186 @@ fn a_server_that_an_earlier_run_has_left_is_refused_and_ended() {
     assert_eq!(servers().count(), 1, "the old one was ended");
     assert_eq!(nodes.all[2].shell(USER, "ls /mnt/sealfs/9").unwrap(), "", "nothing is mixed up");
     nodes.down("9");
+    nodes.assert_clean();
+}
+
+/// `up` on n1 is killed at moments spread over the time that it takes; n2's runs on.
+#[test]
+fn an_up_that_is_killed_at_any_moment_is_undone_by_down_and_by_the_next_up() {
+    const MOMENTS: u32 = 14;
+    let nodes = Nodes::new(2, "");
+    let began = Instant::now();
+    nodes.up_well("77", &[]);
+    let takes = began.elapsed();
+    nodes.down("77");
+    let uid = USER.to_string();
+    let words = ["up", "--id", "77", "--hosts", "n[1-2]", "--uid", &uid, "--gid", &uid];
+    for moment in 0..MOMENTS {
+        let start = |at: usize| {
+            let mut command = nodes.all[at].job_command(&words);
+            command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        };
+        let (mut first, mut second) = (start(0), start(1));
+        // The moment is what is tested: wherever it falls, the same must hold.
+        thread::sleep(takes * moment / MOMENTS);
+        first.kill().unwrap();
+        first.wait().unwrap();
+        if moment % 2 == 0 {
+            nodes.up_well("77", &[]);
+            nodes.all[1].shell(USER, "echo x > /mnt/sealfs/77/x").unwrap();
+            assert_eq!(nodes.all[0].shell(USER, "cat /mnt/sealfs/77/x").unwrap(), "x\n");
+        }
+        nodes.down("77");
+        second.wait().unwrap();
+        nodes.down("77");
+        nodes.assert_clean();
+    }
+}
+
+#[test]
+fn two_jobs_at_a_time_with_one_slot_do_not_meet_each_other() {
+    let nodes = Nodes::new(2, "slots = 10\n");
+    thread::scope(|scope| {
+        let jobs = ["3", "13", "23"].map(|id| scope.spawn(|| nodes.up_well(id, &[])));
+        jobs.into_iter().for_each(|job| drop(job.join().unwrap()));
+    });
+    nodes.all[0].shell(USER, "echo 3 > /mnt/sealfs/3/file").unwrap();
+    assert_eq!(
+        nodes.all[1].shell(USER, "cd /mnt/sealfs; ls 3 13 23").unwrap(),
+        "13:\n\n23:\n\n3:\nfile\n"
+    );
+    nodes.down("13");
+    assert_eq!(nodes.all[1].shell(USER, "cat /mnt/sealfs/3/file").unwrap(), "3\n");
+    nodes.down("3");
+    nodes.down("23");
+    nodes.assert_clean();
+}
+
+#[test]
+fn another_site_key_is_named_as_a_cause() {
+    let nodes = Nodes::new(2, "deadline = 2\n");
+    let digits = "7".repeat(64);
+    nodes.all[1].shell(0, &format!("echo {digits} > /run/site/site.key")).unwrap();
+    for (output, parts) in nodes.up("5", &[]).iter().zip([
+        ["n2 never joined", "the same site key"],
+        ["n1, the first node of the job, was not found", "key is not this end's"],
+    ]) {
+        let said = said(output);
+        assert_eq!(output.status.code(), Some(1));
+        parts.iter().for_each(|part| assert!(said.contains(part), "{said}"));
+    }
+    nodes.assert_clean();
+}
+
+#[test]
+fn a_server_that_cannot_start_is_named_with_its_last_words() {
+    let nodes = Nodes::new(2, "");
+    nodes.all[1].shell(0, "mount -t tmpfs -o size=64M,mode=755 none /var/lib").unwrap();
+    for output in nodes.up("5", &[]) {
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said.contains("n2: its server failed: ") && said.contains("no space"), "{said}");
+    }
+    nodes.all[1].shell(0, "umount /var/lib").unwrap();
+    nodes.assert_clean();
+}
+
+#[test]
+fn a_mount_in_use_is_taken_away_and_its_users_are_named() {
+    let nodes = Nodes::new(1, "");
+    nodes.up_well("8", &[]);
+    let mut command = nodes.all[0].command("/bin/sh");
+    command.args(["-c", "cd /mnt/sealfs/8; exec > open; echo held; exec sleep 1000"]);
+    let mut user = command.stdout(Stdio::null()).spawn().unwrap();
+    let holds = || nodes.all[0].shell(0, "cat /mnt/sealfs/8/open").unwrap_or_default() == "held\n";
+    while !holds() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let output = nodes.all[0].job(&["down", "--id", "8"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let named = format!("process {} (sleep) of uid 0 uses /mnt/sealfs/8", user.id());
+    assert!(said(&output).contains(&named), "{}", said(&output));
+    user.kill().unwrap();
+    user.wait().unwrap();
+    nodes.assert_clean();
+}
+
+#[test]
+fn reap_removes_what_dead_jobs_have_left_and_nothing_else() {
+    let nodes = Nodes::new(1, "");
+    let node = &nodes.all[0];
+    for id in ["1", "2", "3"] {
+        nodes.up_well(id, &[]);
+    }
+    // Job 1: its server has died. Job 2: the machine was restarted, which nothing in memory survives.
+    let server = |id: &str| {
+        let part = format!("/sealfs-jobs/{id}/data");
+        let found = node.processes().into_iter().find(|one| one.1.contains(&part)).unwrap();
+        node.shell(0, &format!("kill -9 {}", found.0)).unwrap();
+    };
+    server("1");
+    server("2");
+    node.shell(0, "umount -l /mnt/sealfs/2; rm -r /run/sealfs/jobs/2").unwrap();
+    assert!(node.shell(0, "ls /var/lib/sealfs-jobs/2/data /mnt/sealfs/2/sealfs-job").is_ok());
+    // What is no job's.
+    node.shell(0, "mkdir -p /var/lib/sealfs-jobs/99/data /mnt/sealfs/98").unwrap();
+    let shown = node.job(&["status", "--json"]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let states: Vec<_> = shown.as_array().unwrap().iter().map(|job| job["state"].clone()).collect();
+    assert_eq!(states, ["dead", "up"], "{shown}");
+    let output = node.job(&["reap"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n2\n");
+    node.shell(USER, "echo x > /mnt/sealfs/3/x").unwrap();
+    node.shell(0, "rmdir /var/lib/sealfs-jobs/99/data /var/lib/sealfs-jobs/99 /mnt/sealfs/98")
+        .unwrap();
+    nodes.down("3");
+    nodes.assert_clean();
+}
+
+#[test]
+fn a_device_is_wiped_and_used_again_and_never_one_that_holds_anything_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let device = Loop::of(&dir.path().join("device"), 1 << 30);
+    let path = device.path().to_str().unwrap();
+    let nodes = Nodes::new(1, "");
+    for round in 0..2 {
+        nodes.up_well("6", &["--data", path]);
+        nodes.all[0].shell(USER, "echo x > /mnt/sealfs/6/x").unwrap();
+        if round == 1 {
+            // The machine was restarted: the state is gone, the mark of the device is not.
+            nodes.all[0].kill("serve");
+            nodes.all[0].shell(0, "umount -l /mnt/sealfs/6; rm -r /run/sealfs/jobs/6").unwrap();
+            let output = nodes.all[0].job(&["reap"]);
+            assert_eq!(said(&output).lines().last(), Some("6"), "{}", said(&output));
+        } else {
+            nodes.down("6");
+        }
+        nodes.assert_clean();
+        let head = nodes.all[0].shell(0, &format!("head -c 2097152 {path} | tr -d '\\0' | wc -c"));
+        assert_eq!(head.unwrap(), "0\n");
+    }
+    // A file system of somebody's.
+    run(Command::new("mkfs.ext4").args(["-q", path]));
+    let before = nodes.all[0].shell(0, &format!("sha256sum {path}")).unwrap();
+    let output = &nodes.up("6", &["--data", path])[0];
+    assert!(said(output).contains("ext4"), "{}", said(output));
+    nodes.down("6");
+    assert_eq!(nodes.all[0].shell(0, &format!("sha256sum {path}")).unwrap(), before);
+    nodes.assert_clean();
+}
+
+#[test]
+fn data_in_memory_ends_with_the_job() {
+    let nodes = Nodes::new(2, "");
+    nodes.up_well("6", &["--data", "memory"]);
+    nodes.all[0].shell(USER, "head -c 100000000 /dev/urandom > /mnt/sealfs/6/x").unwrap();
+    assert!(
+        nodes.all[0].shell(0, "cat /proc/self/mounts").unwrap().contains("/jobs/6/memory tmpfs")
+    );
+    let sums: Vec<_> =
+        nodes.all.iter().map(|node| node.shell(USER, "md5sum /mnt/sealfs/6/x").unwrap()).collect();
+    assert_eq!(sums[0], sums[1]);
+    nodes.down("6");
     nodes.assert_clean();
 }

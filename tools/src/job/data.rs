@@ -84,11 +84,21 @@ fn wipe_device(device: &Path, cluster: &str) -> Result<(), Failure> {
     if !is_device {
         return Err(format!("cannot wipe {}: there is no such device now", device.display()).into());
     }
-    let held = sealfs_server::cluster_at(device)
-        .map_err(|error| format!("cannot wipe {}: {error}", device.display()))?;
-    if held.is_none_or(|held| held.to_string() != cluster) {
-        tracing::info!("{} holds nothing of this job and stays as it is", device.display());
-        return Ok(());
+    match sealfs_server::cluster_at(device) {
+        Ok(None) => return Ok(()),
+        Ok(Some(held)) if held.to_string() == cluster => {}
+        Ok(Some(held)) => {
+            tracing::info!("{} belongs to cluster {held} and stays as it is", device.display());
+            return Ok(());
+        }
+        Err(error) if is_in_use(device) => {
+            return Err(format!("cannot wipe {}: {error}", device.display()).into());
+        }
+        // What `up` was refused for.
+        Err(error) => {
+            tracing::warn!("{} stays as it is: {error}", device.display());
+            return Ok(());
+        }
     }
     let failed =
         |error: io::Error| Failure::from(format!("cannot wipe {}: {error}", device.display()));
@@ -105,6 +115,13 @@ fn wipe_device(device: &Path, cluster: &str) -> Result<(), Failure> {
         tracing::info!("{} cannot forget its data: {error}", device.display());
     }
     Ok(())
+}
+
+/// Whether somebody holds the device for himself, as a server or a mount does.
+fn is_in_use(device: &Path) -> bool {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::EXCL | rustix::fs::OFlags::CLOEXEC;
+    let opened = rustix::fs::open(device, flags, rustix::fs::Mode::empty());
+    opened.is_err_and(|error| error == rustix::io::Errno::BUSY)
 }
 
 fn make_memory(path: &Path, size: Option<u64>) -> Result<(), Failure> {

@@ -16,7 +16,6 @@
 //!    another job on the same port, and another user, are told apart and cannot take part.
 //! 4. Strangers at the first node's port hold at most [`STRANGERS_MAX`] threads, for the length of a handshake.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -172,20 +171,20 @@ fn other_round(
 /// Looks for the first node until it is found.
 fn find_first(party: &Party, until: Instant) -> Result<TcpStream, String> {
     let id = NodeId(party.me as u16 + 1);
-    let mut causes = BTreeMap::new();
+    let (mut silent, mut telling) = (String::new(), None);
     let mut pause = Duration::from_millis(20);
     loop {
-        let port = party.ports[0];
-        match (party.first.as_str(), port).to_socket_addrs() {
-            Err(error) => drop(causes.insert(port, error.to_string())),
+        match (party.first.as_str(), party.ports[0]).to_socket_addrs() {
+            Err(error) => telling = Some(error.to_string()),
             Ok(found) => {
-                let addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
-                for (&port, address) in
-                    party.ports.iter().flat_map(|port| addresses.iter().map(move |at| (port, at)))
-                {
-                    match try_first(SocketAddr::new(*address, port), &party.key, id, until) {
+                let hosts: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+                let at = |port: u16| hosts.iter().map(move |host| SocketAddr::new(*host, port));
+                for address in party.ports.iter().flat_map(|port| at(*port)) {
+                    match try_first(address, &party.key, id, until) {
                         Ok(stream) => return Ok(stream),
-                        Err(cause) => drop(causes.insert(port, cause)),
+                        // A port that nobody listens on says less than one where somebody has answered.
+                        Err(NoFirst::Silent(cause)) => silent = format!("{address}: {cause}"),
+                        Err(NoFirst::Told(cause)) => telling = Some(format!("{address}: {cause}")),
                     }
                 }
             }
@@ -196,12 +195,9 @@ fn find_first(party: &Party, until: Instant) -> Result<TcpStream, String> {
         thread::sleep(pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
-    // A port that nobody listens on says less than one where somebody has answered.
-    let silent = |cause: &&String| cause.contains("refused");
-    let cause = causes.iter().find(|(_, cause)| !silent(cause)).or_else(|| causes.iter().next());
-    let cause = cause.map_or(String::new(), |(port, cause)| format!(" (port {port}: {cause})"));
+    let cause = telling.unwrap_or(silent);
     Err(format!(
-        "{}, the first node of the job, was not found at {} on ports {} to {}{cause}; is `{}` running there, with the same \
+        "{}, the first node of the job, was not found at {} on ports {} to {} ({cause}); is `{}` running there, with the same \
          host list and the same site key?",
         party.hosts[0],
         party.first,
@@ -216,16 +212,24 @@ fn try_first(
     key: &Key,
     me: NodeId,
     until: Instant,
-) -> Result<TcpStream, String> {
+) -> Result<TcpStream, NoFirst> {
     let wait = CONNECT_MAX.min(until.saturating_duration_since(Instant::now()));
     if wait.is_zero() {
-        return Err("no time is left".into());
+        return Err(NoFirst::Silent("no time is left".into()));
     }
-    let mut stream =
-        TcpStream::connect_timeout(&address, wait).map_err(|error| error.to_string())?;
+    let mut stream = TcpStream::connect_timeout(&address, wait)
+        .map_err(|error| NoFirst::Silent(error.to_string()))?;
     let _ = stream.set_nodelay(true);
-    wire::connect(&mut stream, key, me)?;
+    wire::connect(&mut stream, key, me).map_err(NoFirst::Told)?;
     Ok(stream)
+}
+
+/// Why the first node was not found at an address.
+enum NoFirst {
+    /// Nobody has answered.
+    Silent(String),
+    /// Somebody has.
+    Told(String),
 }
 
 /// The first node's end.
