@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -83,6 +83,15 @@ pub(crate) fn all() -> impl Iterator<Item = Pid> {
     entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
 }
 
+/// A number that is greater for processes that were started later; `None`: it has ended.
+pub(crate) fn started(pid: Pid) -> Option<(u64, i32)> {
+    let pid = pid.as_raw_nonzero().get();
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may hold anything, comes field 3; field 22 is the time in ticks.
+    let ticks = text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+    Some((ticks, pid))
+}
+
 /// Asks the process to end and waits; SIGKILL when it does not: what it acknowledged is written already. `is_meant` is asked
 /// once more when the process can no longer be mistaken for another with its number.
 pub(crate) fn end(
@@ -115,6 +124,24 @@ pub(crate) fn end(
     Err("does not end, not even by SIGKILL".into())
 }
 
+/// Waits for the end of `child`, which is brought about by SIGKILL if it has not come by `until`.
+pub(crate) fn wait(mut child: Child, until: Instant) -> Result<ExitStatus, Failure> {
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout =
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        let mut wait = [PollFd::new(&process, PollFlags::IN)];
+        match poll(&mut wait, Some(&timeout)) {
+            Ok(0) => child.kill()?,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+            Ok(_) => {}
+        }
+        return Ok(child.wait()?);
+    }
+}
+
 /// Ends all processes whose stderr is the file `log`, see [`end`].
 pub(crate) fn end_writers(log: &Path, patience: Duration) -> Result<(), Failure> {
     for pid in writing_to(log) {
@@ -143,6 +170,24 @@ mod tests {
         end_writers(&log, Duration::from_secs(5)).unwrap();
         assert!(writing_to(&log).is_empty(), "a zombie has ended");
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn who_was_started_later_is_known() {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let (me, its) = (rustix::process::getpid(), Pid::from_child(&child));
+        assert!(started(me).is_some() && started(me) < started(its));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(started(its), None);
+    }
+
+    #[test]
+    fn a_child_is_waited_for_until_its_time_is_over() {
+        let spawn = |words: &[&str]| Command::new("sleep").args(words).spawn().unwrap();
+        let far = Instant::now() + Duration::from_secs(60);
+        assert!(wait(spawn(&["0"]), far).unwrap().success());
+        assert_eq!(wait(spawn(&["100"]), Instant::now()).unwrap().code(), None);
     }
 
     #[test]

@@ -252,3 +252,146 @@ fn data_in_memory_ends_with_the_job() {
     nodes.down("6");
     nodes.assert_clean();
 }
+
+#[test]
+fn a_user_needs_no_administrator() {
+    let nodes = Nodes::new(2, "");
+    let digits = "5".repeat(64);
+    let on = |node: &nodes::Node, line: &str| {
+        let line = format!("export XDG_RUNTIME_DIR=/tmp/run SLURMD_NODENAME={}; {line}", node.name);
+        node.shell(USER, &line)
+    };
+    for node in &nodes.all {
+        on(node, &format!("umask 077; mkdir /tmp/run; echo {digits} > /tmp/run/key")).unwrap();
+    }
+    let up = "/run/site/sealfs job up --unprivileged --key /tmp/run/key --id 31 --hosts 'n[1-2]' --size 256M";
+    let paths: Vec<_> = thread::scope(|scope| {
+        let running: Vec<_> = nodes.all.iter().map(|node| scope.spawn(|| on(node, up))).collect();
+        running.into_iter().map(|one| one.join().unwrap().unwrap()).collect()
+    });
+    assert_eq!(paths, ["/tmp/run/sealfs/mnt/31\n"; 2]);
+    on(&nodes.all[0], "echo mine > /tmp/run/sealfs/mnt/31/file").unwrap();
+    assert_eq!(on(&nodes.all[1], "cat /tmp/run/sealfs/mnt/31/file").unwrap(), "mine\n");
+    nodes.all[0].shell(OTHER, "ls /tmp/run/sealfs/mnt/31").unwrap_err();
+    for node in &nodes.all {
+        let owners: Vec<_> =
+            node.processes().into_iter().filter(|one| one.1.contains("sealfs")).collect();
+        assert_eq!(owners.len(), 2, "a server and a mount: {owners:?}");
+        // In use: taken away all the same.
+        on(node, "cd /tmp/run/sealfs/mnt/31; /run/site/sealfs job down --unprivileged --id 31")
+            .unwrap();
+        on(node, "/run/site/sealfs job down --unprivileged --id 31").unwrap();
+        node.shell(0, "rm -r /tmp/run /tmp/sealfs-12345").unwrap();
+    }
+    nodes.assert_clean();
+    let error = on(&nodes.all[0], "/run/site/sealfs job up --id 31 --hosts n1").unwrap_err();
+    assert!(error.contains("--unprivileged"), "{error}");
+}
+
+#[test]
+fn a_limit_of_memory_is_kept_or_refused() {
+    let nodes = Nodes::new(1, "");
+    let output = &nodes.up("5", &["--memory-max", "1G"])[0];
+    if output.status.success() {
+        let group = "/sys/fs/cgroup/sealfs-job-5-n1";
+        assert_eq!(
+            nodes.all[0].shell(0, &format!("cat {group}/memory.max")).unwrap(),
+            "1073741824\n"
+        );
+        assert_ne!(nodes.all[0].shell(0, &format!("cat {group}/cgroup.procs")).unwrap(), "");
+        nodes.down("5");
+        assert!(!std::path::Path::new(group).exists());
+    } else {
+        assert!(said(output).contains("memory-max cannot be kept"), "{}", said(output));
+    }
+    nodes.assert_clean();
+}
+
+#[test]
+fn nobody_is_led_astray_by_a_users_directory() {
+    let nodes = Nodes::new(1, "");
+    let node = &nodes.all[0];
+    node.shell(USER, "mkdir /tmp/mine; ln -s /tmp/mine /tmp/link").unwrap();
+    for path in ["/tmp/mine", "/tmp/link", "/tmp/mine/deep"] {
+        for flag in ["--mount", "--data", "--state", "--log-dir"] {
+            let output = &nodes.up("5", &[flag, path])[0];
+            assert!(said(output).contains("is not safe to work in"), "{flag}: {}", said(output));
+        }
+    }
+    assert_eq!(node.shell(0, "find /tmp/mine; rm -r /tmp/mine /tmp/link").unwrap(), "/tmp/mine\n");
+    nodes.down("5");
+    nodes.assert_clean();
+}
+
+#[test]
+fn files_are_staged_in_and_out_by_all_nodes_with_the_users_rights() {
+    let nodes = Nodes::new(3, "");
+    let (first, last) = (&nodes.all[0], &nodes.all[2]);
+    let sums = "find . -type f ! -path './.sealfs-stage*' | sort | xargs sha256sum";
+    first
+        .shell(
+            USER,
+            "mkdir -p /run/project/in/deep; cd /run/project/in; for n in $(seq 40); do head -c $((n * 9999)) /dev/urandom > \
+             deep/$n; done; ln deep/1 one; ln -s deep/2 two",
+        )
+        .unwrap();
+    nodes.up_well("12", &["--stage-in", "/run/project/in:data/in", "--stage-deadline", "60"]);
+    let there = last.shell(USER, &format!("cd /mnt/sealfs/12/data/in; {sums}")).unwrap();
+    assert_eq!(there, first.shell(USER, &format!("cd /run/project/in; {sums}")).unwrap());
+    assert_eq!(last.shell(USER, "stat -c %u /mnt/sealfs/12/data/in/one").unwrap(), "12345\n");
+    last.shell(USER, "mv /mnt/sealfs/12/data/in /mnt/sealfs/12/results").unwrap();
+    let words = ["down", "--id", "12", "--stage-out", "results:/run/project/out"];
+    for output in nodes.job(&words) {
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    assert_eq!(there, first.shell(USER, &format!("cd /run/project/out; {sums}")).unwrap());
+    assert_eq!(first.shell(USER, "find /run/project ! -uid 12345").unwrap(), "");
+    nodes.assert_clean();
+    // An epilogue that comes twice has nothing to copy.
+    nodes.job(&words).iter().for_each(|output| assert!(output.status.success()));
+    nodes.assert_clean();
+}
+
+#[test]
+fn what_is_not_staged_out_is_named_on_all_nodes_and_kept_if_the_site_says_so() {
+    let nodes = Nodes::new(2, "");
+    let words = ["down", "--id", "12", "--stage-out", "none:/run/project/out"];
+    nodes.up_well("12", &[]);
+    for output in nodes.job(&words) {
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let parts = ["n1: staging out /mnt/sealfs/12/none to /run/project/out", "is wiped"];
+        parts.iter().for_each(|part| assert!(said.contains(part), "{said}"));
+    }
+    nodes.assert_clean();
+    nodes.up_well("12", &[]);
+    nodes.all[0].shell(USER, "echo kept > /mnt/sealfs/12/file").unwrap();
+    for output in nodes.job(&[&words[..], &["--keep-failed"]].concat()) {
+        assert!(said(&output).contains("everything is kept"), "{}", said(&output));
+    }
+    assert!(said(&nodes.all[0].job(&["status"])).contains(" kept "));
+    assert_eq!(nodes.all[1].shell(USER, "cat /mnt/sealfs/12/file").unwrap(), "kept\n");
+    assert_eq!(nodes.all[0].job(&["reap"]).stdout, b"12\n");
+    assert!(nodes.all[1].job(&["down", "--id", "12", "--force"]).status.success());
+    nodes.assert_clean();
+}
+
+#[test]
+fn a_node_that_never_stages_out_is_waited_for_no_longer_than_the_deadline() {
+    let nodes = Nodes::new(2, "");
+    nodes.up_well("12", &[]);
+    nodes.all[0]
+        .shell(USER, "mkdir /mnt/sealfs/12/results; echo x > /mnt/sealfs/12/results/x")
+        .unwrap();
+    let words =
+        ["down", "--id", "12", "--stage-out", "results:/run/project/out", "--stage-deadline", "4"];
+    let output = nodes.all[0].job(&words);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("n2 never joined within"), "{}", said(&output));
+    nodes.all[0].assert_clean();
+    // Its time begins when it does, and n1 is gone.
+    let output = nodes.all[1].job(&words);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("in time"), "it waits for no dead node: {}", said(&output));
+    nodes.assert_clean();
+}

@@ -1,4 +1,4 @@
-//! Virtual nodes: each has its own mount namespace, with memory of its own over /run, /var/lib and /mnt, and an address of
+//! Virtual nodes: each has its own mount namespace, with memory of its own over /run, /var/lib, /mnt and /tmp, and an address of
 //! its own from 127.0.0.0/8. What is left on a node is seen from outside: its processes, its mounts, its files.
 
 use std::collections::BTreeSet;
@@ -52,6 +52,16 @@ impl Nodes {
             format!("size = '256M'\ncores = '0'\n{settings}"),
         )
         .expect("it can be written");
+        // What all nodes see, beside the job's file system.
+        let project = shared.path().join("project");
+        fs::create_dir(&project).expect("it can be made");
+        std::os::unix::fs::chown(&project, Some(USER), Some(USER)).expect("this is root");
+        // fusermount3 wants to know its caller's name.
+        let mut users = fs::read_to_string("/etc/passwd").expect("there are users");
+        users.push_str(&format!(
+            "seal:x:{USER}:{USER}::/:/bin/sh\nother:x:{OTHER}:{OTHER}::/:/bin/sh\n"
+        ));
+        fs::write(shared.path().join("passwd"), users).expect("it can be written");
         let key = shared.path().join("site.key");
         sealfs_tests::cluster::run(Command::new(binary()).arg("key").arg(&key));
         let all = (1..=count).map(|at| Node::start(&format!("n{at}"), shared.path())).collect();
@@ -83,7 +93,8 @@ impl Nodes {
         }
     }
 
-    fn job(&self, words: &[&str]) -> Vec<Output> {
+    /// `sealfs job` on all nodes at a time; what each has said.
+    pub(crate) fn job(&self, words: &[&str]) -> Vec<Output> {
         thread::scope(|scope| {
             let running: Vec<_> =
                 self.all.iter().map(|node| scope.spawn(|| node.job(words))).collect();
@@ -101,9 +112,10 @@ impl Node {
     fn start(name: &str, shared: &std::path::Path) -> Self {
         let script = format!(
             "set -e; mkdir -p /mnt; for at in /run /var/lib /mnt; do mount -t tmpfs -o mode=755 none $at; done; \
-             mkdir /run/site /run/user; cp {shared}/job.toml {shared}/site.key /run/site/; touch /run/site/sealfs; \
-             mount --bind {binary} /run/site/sealfs; mount --bind {shared}/hosts /etc/hosts; \
-             echo \"site-key = '/run/site/site.key'\" >> /run/site/job.toml; echo ready; exec sleep 1000000",
+             mkdir /run/site /run/project; mount --bind {shared}/project /run/project; cp {shared}/job.toml {shared}/site.key /run/site/; touch /run/site/sealfs; \
+             mount --bind {binary} /run/site/sealfs; mount --bind {shared}/hosts /etc/hosts; mount --bind {shared}/passwd /etc/passwd; \
+             echo \"site-key = '/run/site/site.key'\" >> /run/site/job.toml; \
+             mount -t tmpfs -o mode=1777 none /tmp; echo ready; exec sleep 1000000",
             shared = shared.display(),
             binary = binary().display(),
         );
@@ -203,7 +215,8 @@ impl Node {
     pub(crate) fn left(&self) -> Left {
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.keeper.id()));
         let mounts = mounts.expect("the keeper lives");
-        let files = self.shell(0, "find /run /var/lib /mnt -xdev ! -path '*/jobs/.ports'").unwrap();
+        let files =
+            self.shell(0, "find /run /var/lib /mnt /tmp -xdev ! -path '*/jobs/.ports'").unwrap();
         Left {
             processes: self.processes().into_iter().map(|(_, words)| words).collect(),
             mounts: mounts.lines().map(ToString::to_string).collect(),

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::Failure;
-use crate::job::{self, Scope, Settings, Wanted};
+use crate::job::{self, Pair, Scope, Settings, Wanted};
 
 /// A file system that lives as long as a job.
 #[derive(clap::Args)]
@@ -35,6 +35,9 @@ enum Verb {
         /// The user's group.
         #[arg(long, requires = "uid")]
         gid: Option<u32>,
+        /// What is copied into the file system before it is used: SOURCE of any path, DEST within it (its root).
+        #[arg(long, value_name = "SOURCE[:DEST]", value_parser = Pair::inwards)]
+        stage_in: Vec<Pair>,
         #[command(flatten)]
         scope: ScopeArgs,
         #[command(flatten)]
@@ -48,9 +51,15 @@ enum Verb {
         /// The job.
         #[arg(long, required_unless_present = "slurm")]
         id: Option<String>,
-        /// As for `up`.
+        /// Accepted as for `up`; this node knows its name since then.
         #[arg(long, value_name = "NAME")]
         node: Option<String>,
+        /// What is copied out of the file system before it goes: SOURCE within it, DEST any path.
+        #[arg(long, value_name = "SOURCE:DEST", value_parser = Pair::outwards)]
+        stage_out: Vec<Pair>,
+        /// Copies nothing, and wipes what an earlier `down` has kept.
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         scope: ScopeArgs,
         #[command(flatten)]
@@ -84,6 +93,8 @@ enum Verb {
     /// Runs a program in a session of its own.
     #[command(hide = true)]
     Detach {
+        #[arg(long)]
+        cgroup: Option<PathBuf>,
         /// The program and its arguments.
         #[arg(last = true, required = true)]
         words: Vec<OsString>,
@@ -108,13 +119,25 @@ impl ScopeArgs {
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.verb {
-        Verb::Up { id: Some(id), hosts: Some(hosts), node, uid, gid, scope, settings, .. } => {
-            let wanted = Wanted { id, hosts, node, owner: uid.zip(gid) };
+        Verb::Up {
+            id: Some(id),
+            hosts: Some(hosts),
+            node,
+            uid,
+            gid,
+            stage_in,
+            scope,
+            settings,
+            ..
+        } => {
+            let wanted = Wanted { id, hosts, node, owner: uid.zip(gid), stage_in };
             println!("{}", job::up(scope.with(settings), wanted)?.display());
         }
         // The parser has seen to --slurm.
         Verb::Up { scope, settings, .. } => job::slurm::up(scope.with(settings))?,
-        Verb::Down { id: Some(id), scope, settings, .. } => job::down(scope.with(settings), &id)?,
+        Verb::Down { id: Some(id), stage_out, force, scope, settings, .. } => {
+            job::down(scope.with(settings), &id, &stage_out, force)?;
+        }
         Verb::Down { scope, settings, .. } => job::slurm::down(scope.with(settings))?,
         Verb::Status { id, json, scope, settings } => {
             println!("{}", job::status(scope.with(settings), id.as_deref(), json)?);
@@ -123,7 +146,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             job::reap(scope.with(settings))?.iter().for_each(|id| println!("{id}"));
         }
         Verb::Hosts { list } => job::hosts(&list)?.iter().for_each(|name| println!("{name}")),
-        Verb::Detach { words } => return Err(job::detach(&words)),
+        Verb::Detach { cgroup, words } => return Err(job::detach(cgroup.as_deref(), &words)),
     }
     Ok(())
 }

@@ -1,25 +1,81 @@
 //! `sealfs job down`, and how everything of a job on this node is undone.
 //!
-//! The order: mount, server, data, mountpoint, key, record. Each step is done whatever is there already, and so is the whole
+//! Files are staged out first, by all nodes together, and no server ends before all have ended that or the time is over: what
+//! was not copied by then is named, makes the exit status 1, and is wiped all the same, unless the site keeps it.
+//!
+//! The order then: mount, server, data, mountpoint, key, record. Each step is done whatever is there already, and so is the whole
 //! again after it was cut short; the record goes last.
 
 use std::time::{Duration, Instant};
 
 use super::data::Data;
+use super::meeting::{Meeting, Party};
 use super::site::Site;
+use super::staging::{self, Pair, Share, Times};
 use super::state::{Home, Intent, Record};
-use super::{holders, marked, node};
-use crate::Failure;
+use super::{cgroup, holders, marked, node};
 use crate::place::trusted;
+use crate::{Failure, process};
 
-/// Takes the job down. Nothing is there: done.
-pub(super) fn down(site: &Site, id: &str) -> Result<(), Failure> {
+/// Takes the job down, after its files were staged out. Nothing is there: done. The error names what could not be copied,
+/// and what is left. `force`: what an earlier one has kept goes, too, and nothing is copied.
+pub(super) fn down(site: &Site, id: &str, stage_out: &[Pair], force: bool) -> Result<(), Failure> {
     let mut site = site.clone();
     site.state = trusted(&site.state, 0o700)?;
     let home = Home::new(&site.state, id)?;
-    let _lock = home.lock(Intent::Take, Instant::now() + OTHERS_MAX)?;
-    tear_down(&site, &home)?;
-    home.remove()
+    let patience = OTHERS_MAX + Duration::from_secs(site.stage_deadline_s);
+    let _lock = home.lock(Intent::Take, Instant::now() + patience)?;
+    let record = home.record().filter(|record| record.is_up && !stage_out.is_empty() && !force);
+    let staged = record.map_or(Ok(()), |mut record| {
+        let staged = copy_out(&site, &home, &record, stage_out);
+        record.is_kept = staged.is_err() && site.keep_failed;
+        if record.is_kept {
+            home.set_record(&record)?;
+        }
+        staged.map_err(Failure::from)
+    });
+    let is_kept = !force && home.record().is_some_and(|record| record.is_kept);
+    match staged {
+        Ok(()) => tear_down(&site, &home).and_then(|()| home.remove()),
+        Err(error) if is_kept => Err(format!(
+            "{error}; everything is kept, until `sealfs job down --force --id {id}` or `sealfs job reap`"
+        )
+        .into()),
+        Err(error) => match tear_down(&site, &home).and_then(|()| home.remove()) {
+            Ok(()) => Err(format!("{error}; the data of job {id} is wiped").into()),
+            Err(left) => Err(format!("{error}; {left}").into()),
+        },
+    }
+}
+
+/// Copies this node's part, and waits until all nodes have: before that no server may end.
+fn copy_out(site: &Site, home: &Home, record: &Record, pairs: &[Pair]) -> Result<(), String> {
+    let times = Times::new(site.stage_deadline_s);
+    let mine = staging::copy(home, record, pairs, Share::Mine, times.parts);
+    let key = sealfs_client::read_key(&home.key()).map_err(|error| error.to_string())?;
+    let mut meeting = Meeting::open(Party {
+        first: site.address_of(&record.hosts[0]),
+        ports: site.meeting_ports(&home.id),
+        hosts: record.hosts.clone(),
+        me: record.me,
+        key: key.derived(b"sealfs job meeting", &[b"down"]),
+        verb: "sealfs job down",
+    })?;
+    let own = mine.clone().err();
+    let mine = mine.map(|()| String::new());
+    let verdict = meeting.patient_round(mine, times.all, |parts| {
+        // What is there is made whole, whatever is not.
+        let finished = staging::copy(home, record, pairs, Share::Finish, times.all);
+        let parts = parts.into_iter().filter_map(Result::err);
+        let failed: Vec<String> = parts.chain(finished.err()).collect();
+        if failed.is_empty() { Ok(String::new()) } else { Err(failed.join("; ")) }
+    });
+    match (verdict, own) {
+        (Ok(_), _) => Ok(()),
+        // The others need not have heard of it.
+        (Err(told), Some(own)) if !told.contains(&own) => Err(format!("{own}; {told}")),
+        (Err(told), _) => Err(told),
+    }
 }
 
 /// Undoes everything of the job on this node, up to the directory that is locked. The error names all that is left. The caller holds the job's lock.
@@ -35,8 +91,10 @@ pub(super) fn tear_down(site: &Site, home: &Home) -> Result<(), Failure> {
         is_done
     };
     let is_unmounted = step(node::end_mount(&record));
+    step(process::end_writers(&staging::log(&record), Duration::ZERO));
     if step(node::end_server(&record)) {
         step(record.data.wipe());
+        step(record.cgroup.as_deref().map_or(Ok(()), cgroup::remove));
     }
     if is_unmounted {
         step(marked::remove(&record.mountpoint));
@@ -60,7 +118,9 @@ fn guess(site: &Site, home: &Home) -> Result<Record, Failure> {
         mountpoint: trusted(&site.mount, 0o755)?.join(&home.id),
         data: Data::Directory(trusted(&site.data, 0o700)?.join(&home.id)),
         logs: home.dir.clone(),
+        cgroup: None,
         is_up: false,
+        is_kept: false,
     })
 }
 

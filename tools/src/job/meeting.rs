@@ -79,12 +79,15 @@ enum Role {
 
 /// How a round ends for the first node.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
+enum Ending {
     /// At the first failure.
     AtOnce,
     /// When everybody has said something or is lost.
     WhenAllAreHeard,
 }
+
+/// What a node gives, or why it gives nothing.
+pub(super) type Part = Result<String, String>;
 
 impl Meeting {
     /// Begins. The first node listens from here on.
@@ -96,20 +99,42 @@ impl Meeting {
     }
 
     /// Gives this node's part, or says why there is none, and returns the verdict. The first node makes it with `decide` from
-    /// all parts in the order of the hosts. The error names the node that failed or is missing.
+    /// all parts in the order of the hosts. The first failure is the verdict; it names the node that failed or is missing.
     pub(super) fn round(
         &mut self,
-        mine: Result<String, String>,
+        mine: Part,
+        until: Instant,
+        decide: impl FnOnce(&[String]) -> Part,
+    ) -> Part {
+        self.any_round(mine, until, Ending::AtOnce, |parts| {
+            let parts: Result<Vec<String>, String> = parts.into_iter().collect();
+            decide(&parts?)
+        })
+    }
+
+    /// The same, but everybody is heard out, and the first node decides whatever has failed.
+    pub(super) fn patient_round(
+        &mut self,
+        mine: Part,
+        until: Instant,
+        decide: impl FnOnce(Vec<Part>) -> Part,
+    ) -> Part {
+        self.any_round(mine, until, Ending::WhenAllAreHeard, decide)
+    }
+
+    fn any_round(
+        &mut self,
+        mine: Part,
         until: Instant,
         ending: Ending,
-        decide: impl FnOnce(&[String]) -> Result<String, String>,
-    ) -> Result<String, String> {
+        decide: impl FnOnce(Vec<Part>) -> Part,
+    ) -> Part {
         let round = self.round;
         self.round += 1;
         self.is_own = mine.is_err();
         self.absent.clear();
         let is_own = &mut self.is_own;
-        let decide = |all: &[String]| decide(all).inspect_err(|_| *is_own = true);
+        let decide = |all: Vec<Part>| decide(all).inspect_err(|_| *is_own = true);
         match &mut self.role {
             Role::First(first) => {
                 let verdict = first.round(&self.party, round, mine, until, ending, decide);
@@ -274,25 +299,22 @@ impl First {
         &mut self,
         party: &Party,
         round: u32,
-        mine: Result<String, String>,
+        mine: Part,
         until: Instant,
         ending: Ending,
-        decide: impl FnOnce(&[String]) -> Result<String, String>,
-    ) -> Result<String, String> {
-        let mine = mine.map_err(|why| format!("{}: {why}", party.hosts[0]));
-        let verdict = match (mine, ending) {
-            (Err(why), Ending::AtOnce) => Err(why),
-            (mine, _) => {
-                let others = self.collect(party, round, until, ending);
-                match (mine, others) {
-                    (Ok(mine), Ok(mut all)) => {
-                        all.insert(0, mine);
-                        decide(&all).map_err(|why| format!("{}: {why}", party.hosts[0]))
-                    }
-                    (Err(one), Err(two)) => Err(format!("{one}; {two}")),
-                    (Err(why), Ok(_)) | (Ok(_), Err(why)) => Err(why),
-                }
-            }
+        decide: impl FnOnce(Vec<Part>) -> Part,
+    ) -> Part {
+        let first = &party.hosts[0];
+        let mut parts = vec![mine.map_err(|why| format!("{first}: {why}"))];
+        if parts[0].is_ok() || ending == Ending::WhenAllAreHeard {
+            parts.extend(self.collect(party, round, until, ending));
+        }
+        let failed: Vec<&str> =
+            parts.iter().filter_map(|part| Some(part.as_ref().err()?.as_str())).collect();
+        let verdict = if failed.is_empty() || ending == Ending::WhenAllAreHeard {
+            decide(parts)
+        } else {
+            Err(failed.join("; "))
         };
         let message = Message { round, outcome: verdict.clone().into() };
         for stream in self.seats.iter_mut().filter_map(|seat| seat.stream.as_mut()) {
@@ -302,88 +324,37 @@ impl First {
         verdict
     }
 
-    /// Everybody's part of a round, in the order of the hosts.
-    fn collect(
-        &mut self,
-        party: &Party,
-        round: u32,
-        until: Instant,
-        ending: Ending,
-    ) -> Result<Vec<String>, String> {
+    /// The others' parts of a round, in the order of the hosts; with [`Ending::AtOnce`] what is there at the first failure.
+    fn collect(&mut self, party: &Party, round: u32, until: Instant, ending: Ending) -> Vec<Part> {
         let began = Instant::now();
         loop {
             let now = Instant::now();
-            let (lost, absent, open) = self.state(party, (round, ending), now, until, began);
-            if open.is_none() || (ending == Ending::AtOnce && !lost.is_empty()) {
-                if !lost.is_empty() {
-                    self.absent = absent.into_iter().map(str::to_owned).collect();
-                    return Err(lost.join("; "));
-                }
-                let parts = self.seats.iter_mut().filter_map(|seat| seat.said.take());
-                return Ok(parts.filter_map(|said| Result::from(said.outcome).ok()).collect());
-            }
-            let wait = open.unwrap_or(until).saturating_duration_since(now);
-            match self.events.recv_timeout(wait) {
+            let standings = self.seats.iter().map(|seat| seat.standing(round, until, ending));
+            let standings: Vec<Standing> = standings.map(|one| one.at(now)).collect();
+            let open = standings.iter().filter_map(Standing::limit).min();
+            let has_failed = standings.iter().any(|one| matches!(one, Standing::Failed(_)));
+            let Some(open) = open.filter(|_| ending == Ending::WhenAllAreHeard || !has_failed)
+            else {
+                let hint = format!(
+                    "never joined within {} s; is `{}` running there, with the same host list and the same site key, and does \
+                     it reach {} on port {}?",
+                    (now - began).as_secs_f64().round(),
+                    party.verb,
+                    party.first,
+                    party.ports[0],
+                );
+                let named = || standings.iter().zip(&party.hosts[1..]);
+                let absent = named().filter(|(standing, _)| matches!(standing, Standing::Missing));
+                self.absent = absent.map(|(_, name)| name.clone()).collect();
+                let named = standings.clone().into_iter().zip(&party.hosts[1..]);
+                return named.map(|(standing, name)| standing.part(name, &hint)).collect();
+            };
+            match self.events.recv_timeout(open.saturating_duration_since(now)) {
                 Ok(event) => self.take(event),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => thread::sleep(wait),
+                Err(RecvTimeoutError::Disconnected) => thread::sleep(PAUSE_MAX),
             }
         }
-    }
-
-    /// Who has failed or is lost, named; who of them has never come; and until when others may still be waited for, if there
-    /// are any.
-    fn state<'a>(
-        &self,
-        party: &'a Party,
-        (round, ending): (u32, Ending),
-        now: Instant,
-        until: Instant,
-        began: Instant,
-    ) -> (Vec<String>, Vec<&'a str>, Option<Instant>) {
-        let seconds = (now - began).as_secs_f64().round();
-        let (mut lost, mut open, mut absent) = (Vec::new(), None::<Instant>, Vec::new());
-        for (seat, name) in self.seats.iter().zip(&party.hosts[1..]) {
-            let limit = match (&seat.said, &seat.left) {
-                (Some(Message { outcome: wire::Outcome::Failed(why), .. }), _) => {
-                    lost.push(format!("{name}: {why}"));
-                    continue;
-                }
-                (Some(said), _) if said.round != round => {
-                    lost.push(format!("{name} speaks of another round; it runs another release"));
-                    continue;
-                }
-                (Some(_), None) => continue,
-                // It has done its part, and nothing more is wanted of it.
-                (Some(_), Some(_)) if ending == Ending::WhenAllAreHeard => continue,
-                (_, Some((_, why))) if round > 0 => {
-                    lost.push(format!("{name} is lost: {why}"));
-                    continue;
-                }
-                (_, Some((when, _))) => until.min(*when + GRACE),
-                (None, None) => until,
-            };
-            if now < limit {
-                open = Some(open.map_or(limit, |open| open.min(limit)));
-            } else if let Some((_, why)) = &seat.left {
-                lost.push(format!("{name} is lost: {why}"));
-            } else if seat.stream.is_some() {
-                lost.push(format!("{name} has come, but was not ready within {seconds} s"));
-            } else {
-                absent.push(name.as_str());
-            }
-        }
-        if !absent.is_empty() {
-            lost.push(format!(
-                "{} never joined within {seconds} s; is `{}` running there, with the same host list and the same site key, and \
-                 does it reach {} on port {}?",
-                absent.join(", "),
-                party.verb,
-                party.first,
-                party.ports[0],
-            ));
-        }
-        (lost, absent, open)
     }
 
     fn take(&mut self, event: Event) {
@@ -407,6 +378,75 @@ impl First {
                     seat.left = Some((Instant::now(), why));
                 }
             }
+        }
+    }
+}
+
+/// How a node stands in a round.
+#[derive(Clone)]
+enum Standing {
+    Gives(String),
+    Failed(String),
+    /// It has come, or has left, and may be waited for until then; and what it has failed by then.
+    Waits(Instant, String),
+    /// It has never come.
+    Absent(Instant),
+    /// It has never come, and its time is over.
+    Missing,
+}
+
+impl Seat {
+    fn standing(&self, round: u32, until: Instant, ending: Ending) -> Standing {
+        let lost = |why: &str| format!("is lost: {why}");
+        let said = self.said.as_ref().filter(|said| said.round >= round);
+        match (said, &self.left) {
+            (Some(said), _) if said.round > round => {
+                Standing::Failed("speaks of another round; it runs another release".into())
+            }
+            (Some(Message { outcome: wire::Outcome::Failed(why), .. }), _) => {
+                Standing::Failed(format!(": {why}"))
+            }
+            (Some(Message { outcome: wire::Outcome::Gives(text), .. }), left)
+                // Who has done its part may go where nothing more is wanted of it.
+                if left.is_none() || ending == Ending::WhenAllAreHeard =>
+            {
+                Standing::Gives(text.clone())
+            }
+            (_, Some((_, why))) if round > 0 => Standing::Failed(lost(why)),
+            (_, Some((when, why))) => Standing::Waits(until.min(*when + GRACE), lost(why)),
+            (_, None) if self.stream.is_some() => {
+                Standing::Waits(until, "has come, but was not ready in time".into())
+            }
+            (_, None) => Standing::Absent(until),
+        }
+    }
+}
+
+impl Standing {
+    /// The same when it is `now`.
+    fn at(self, now: Instant) -> Self {
+        match self {
+            Self::Waits(limit, why) if limit <= now => Self::Failed(why),
+            Self::Absent(limit) if limit <= now => Self::Missing,
+            other => other,
+        }
+    }
+
+    fn limit(&self) -> Option<Instant> {
+        match self {
+            Self::Waits(limit, _) | Self::Absent(limit) => Some(*limit),
+            _ => None,
+        }
+    }
+
+    /// What node `name` gives, at the end of a round; nothing yet, if the round ends early.
+    fn part(self, name: &str, hint: &str) -> Part {
+        match self {
+            Self::Gives(text) => Ok(text),
+            Self::Waits(..) | Self::Absent(_) => Ok(String::new()),
+            Self::Failed(why) if why.starts_with(':') => Err(format!("{name}{why}")),
+            Self::Failed(why) => Err(format!("{name} {why}")),
+            Self::Missing => Err(format!("{name} {hint}")),
         }
     }
 }
@@ -557,7 +597,7 @@ mod tests {
         Instant::now() + Duration::from_secs(30)
     }
 
-    fn never(_: &[String]) -> Result<String, String> {
+    fn never(_: &[String]) -> Part {
         unreachable!("the first node decides")
     }
 
@@ -568,16 +608,16 @@ mod tests {
             .map(|me| {
                 thread::spawn(move || {
                     let mut meeting = Meeting::open(party(&names, me, port, 1)).unwrap();
-                    let one = meeting.round(Ok(names[me].into()), soon(), Ending::AtOnce, never);
-                    let two = meeting.round(Ok("x".into()), soon(), Ending::AtOnce, never);
+                    let one = meeting.round(Ok(names[me].into()), soon(), never);
+                    let two = meeting.round(Ok("x".into()), soon(), never);
                     [one, two]
                 })
             })
             .into();
         let mut meeting = Meeting::open(party(&names, 0, port, 1)).unwrap();
         let join = |all: &[String]| Ok(all.join("+"));
-        let one = meeting.round(Ok("a".into()), soon(), Ending::AtOnce, join);
-        let two = meeting.round(Ok("y".into()), soon(), Ending::AtOnce, join);
+        let one = meeting.round(Ok("a".into()), soon(), join);
+        let two = meeting.round(Ok("y".into()), soon(), join);
         assert_eq!([&one, &two], [&Ok("a+b+c".to_string()), &Ok("y+x+x".to_string())]);
         for other in others {
             assert_eq!(other.join().unwrap(), [one.clone(), two.clone()]);
@@ -589,10 +629,10 @@ mod tests {
         let (names, port) = (["a", "b"], port());
         let other = thread::spawn(move || {
             let mut meeting = Meeting::open(party(&names, 1, port, 1)).unwrap();
-            meeting.round(Err("no disk".into()), soon(), Ending::AtOnce, never)
+            meeting.round(Err("no disk".into()), soon(), never)
         });
         let mut meeting = Meeting::open(party(&names, 0, port, 1)).unwrap();
-        let told = meeting.round(Ok(String::new()), soon(), Ending::AtOnce, never);
+        let told = meeting.round(Ok(String::new()), soon(), never);
         assert_eq!(told, Err("b: no disk".into()));
         assert_eq!(other.join().unwrap(), told);
     }
@@ -602,32 +642,40 @@ mod tests {
         let (names, port) = (["a", "b", "c"], port());
         let other = thread::spawn(move || {
             let mut meeting = Meeting::open(party(&names, 1, port, 1)).unwrap();
-            meeting.round(Ok(String::new()), soon(), Ending::AtOnce, never)
+            meeting.round(Ok(String::new()), soon(), never)
         });
         let mut meeting = Meeting::open(party(&names, 0, port, 1)).unwrap();
         let until = Instant::now() + Duration::from_secs(1);
-        let told = meeting.round(Ok(String::new()), until, Ending::AtOnce, never).unwrap_err();
-        assert!(told.starts_with("c never joined") || told.starts_with("b, c never"), "{told}");
+        let told = meeting.round(Ok(String::new()), until, never).unwrap_err();
+        assert!(told.contains("c never joined"), "{told}");
         let heard = other.join().unwrap().unwrap_err();
         assert!(heard.contains("never joined") || heard.contains("is lost"), "{heard}");
     }
 
     #[test]
     fn one_who_dies_between_two_rounds_is_noticed_at_once_and_others_are_heard_out_if_wanted() {
-        for ending in [Ending::AtOnce, Ending::WhenAllAreHeard] {
+        for is_patient in [false, true] {
             let (names, port) = (["a", "b", "c"], port());
             let others: Vec<_> = [1, 2]
                 .map(|me| {
                     thread::spawn(move || {
                         let mut meeting = Meeting::open(party(&names, me, port, 1)).unwrap();
-                        meeting.round(Ok(String::new()), soon(), ending, never).unwrap();
-                        (me == 2).then(|| meeting.round(Ok("c".into()), soon(), ending, never))
+                        meeting.round(Ok(String::new()), soon(), never).unwrap();
+                        (me == 2).then(|| meeting.round(Ok("c".into()), soon(), never))
                     })
                 })
                 .into();
             let mut meeting = Meeting::open(party(&names, 0, port, 1)).unwrap();
-            meeting.round(Ok(String::new()), soon(), ending, |_| Ok(String::new())).unwrap();
-            let told = meeting.round(Ok(String::new()), soon(), ending, never).unwrap_err();
+            meeting.round(Ok(String::new()), soon(), |_| Ok(String::new())).unwrap();
+            let told = if is_patient {
+                meeting.patient_round(Ok("a".into()), soon(), |parts| {
+                    assert_eq!((&parts[0], &parts[2]), (&Ok("a".into()), &Ok("c".into())));
+                    parts[1].clone()
+                })
+            } else {
+                meeting.round(Ok(String::new()), soon(), never)
+            };
+            let told = told.unwrap_err();
             assert!(told.starts_with("b is lost: the connection broke"), "{told}");
             for heard in others.into_iter().filter_map(|other| other.join().unwrap()) {
                 assert_eq!(heard, Err(told.clone()));
@@ -641,11 +689,11 @@ mod tests {
         let _other_job = Meeting::open(party(&names, 0, port, 2)).unwrap();
         let other = thread::spawn(move || {
             let mut meeting = Meeting::open(party(&names, 1, port, 1)).unwrap();
-            meeting.round(Ok("b".into()), soon(), Ending::AtOnce, never)
+            meeting.round(Ok("b".into()), soon(), never)
         });
         let mut meeting = Meeting::open(party(&names, 0, port, 1)).unwrap();
         let join = |all: &[String]| Ok(all.join("+"));
-        assert_eq!(meeting.round(Ok("a".into()), soon(), Ending::AtOnce, join), Ok("a+b".into()));
+        assert_eq!(meeting.round(Ok("a".into()), soon(), join), Ok("a+b".into()));
         assert_eq!(other.join().unwrap(), Ok("a+b".into()));
     }
 
@@ -653,7 +701,7 @@ mod tests {
     fn a_first_node_that_is_not_there_is_named_with_what_to_do() {
         let mut meeting = Meeting::open(party(&["a", "b"], 1, port(), 1)).unwrap();
         let past = Instant::now() - LAST_WORD;
-        let error = meeting.round(Ok(String::new()), past, Ending::AtOnce, never).unwrap_err();
+        let error = meeting.round(Ok(String::new()), past, never).unwrap_err();
         assert!(error.contains("a, the first node of the job, was not found"), "{error}");
         assert!(error.contains("site key"), "{error}");
     }

@@ -8,6 +8,7 @@
 //! | `marked`, `data` | directories that jobs make; where the data lies |
 //! | `wire`, `meeting` | how the nodes of a job find and hear one another |
 //! | `node`, `holders` | this node's server and mount; who uses it |
+//! | `staging`, `cgroup` | files that come and go with the job; the server's memory |
 //! | `up`, `down`, `reap` | the verbs |
 //! | `slurm` | the verbs under Slurm |
 //!
@@ -16,6 +17,7 @@
 //! 2. Whatever moment a process is killed at, `down`, `reap` and the next `up` find and remove all that is there.
 //! 3. Root works only in directories that no user can change, and follows no user's link.
 
+mod cgroup;
 mod data;
 mod down;
 mod holders;
@@ -26,14 +28,16 @@ mod node;
 mod reap;
 mod site;
 pub(crate) mod slurm;
+mod staging;
 mod state;
 mod up;
 mod wire;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(crate) use site::Settings;
+pub(crate) use staging::Pair;
 
 use crate::Failure;
 use site::Site;
@@ -65,6 +69,8 @@ pub(crate) struct Wanted {
     pub(crate) node: Option<String>,
     /// Whose job it is; `None`: this user's.
     pub(crate) owner: Option<(u32, u32)>,
+    /// What is there before it begins.
+    pub(crate) stage_in: Vec<Pair>,
 }
 
 /// Brings a job up on this node; returns its path.
@@ -81,13 +87,14 @@ pub(crate) fn up(scope: Scope, wanted: Wanted) -> Result<PathBuf, Failure> {
     if site.is_user && (uid, gid) != process {
         return Err("--uid and --gid are for root: a user's own job is that user's".into());
     }
-    let record = up::up(&site, up::Wanted { id: wanted.id, hosts, me, uid, gid })?;
+    let Wanted { id, stage_in, .. } = wanted;
+    let record = up::up(&site, up::Wanted { id, hosts, me, uid, gid, stage_in })?;
     Ok(record.mountpoint)
 }
 
-/// Takes a job down on this node.
-pub(crate) fn down(scope: Scope, id: &str) -> Result<(), Failure> {
-    down::down(&scope.site()?, id)
+/// Takes a job down on this node, after its files were staged out; `force`: without that.
+pub(crate) fn down(scope: Scope, id: &str, stage_out: &[Pair], force: bool) -> Result<(), Failure> {
+    down::down(&scope.site()?, id, stage_out, force)
 }
 
 /// Takes all dead jobs down; returns their ids.
@@ -124,9 +131,9 @@ pub(crate) fn hosts(list: &str) -> Result<Vec<String>, Failure> {
     Ok(hostlist::expand(list)?)
 }
 
-/// Runs a program in this process's place, in a session of its own; returns only with an error.
-pub(crate) fn detach(words: &[OsString]) -> Failure {
-    node::detach(words)
+/// Runs a program in this process's place, in a session of its own and a control group; returns only with an error.
+pub(crate) fn detach(group: Option<&Path>, words: &[OsString]) -> Failure {
+    node::detach(group, words)
 }
 
 /// A prologue's umask may be anything, and the modes of what is made are meant as they stand.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use sealfs_client::is_mounted;
 use sealfs_proto::{ClusterId, nodes};
 
+use super::cgroup;
 use super::marked::{self, Mark};
 use super::site::Site;
 use super::state::{self, Home, Record};
@@ -22,21 +23,19 @@ use crate::{Failure, process};
 
 /// Log of the server.
 pub(super) fn server_log(record: &Record) -> PathBuf {
-    record.logs.join(log_name(record, "server"))
+    log_of(record, "server")
 }
 
 /// Log of the mount.
 pub(super) fn mount_log(record: &Record) -> PathBuf {
-    record.logs.join(log_name(record, "mount"))
+    log_of(record, "mount")
 }
 
-/// In a directory of the site's, logs of several jobs lie side by side.
-fn log_name(record: &Record, what: &str) -> String {
-    if record.logs.ends_with(&record.id) {
-        format!("{what}.log")
-    } else {
-        format!("{}.{what}.log", record.id)
-    }
+/// A log; in a directory of the site's, those of several jobs lie side by side.
+pub(super) fn log_of(record: &Record, what: &str) -> PathBuf {
+    let is_own = record.logs.ends_with(&record.id);
+    let prefix = if is_own { String::new() } else { format!("{}.", record.id) };
+    record.logs.join(format!("{prefix}{what}.log"))
 }
 
 /// The first of the job's candidates that no other job of this node has and that nobody listens on.
@@ -99,7 +98,10 @@ pub(super) fn serve(
     home.write("nodes", list.as_bytes())?;
     let cluster = nodes::parse(list)?.cluster.unwrap_or_default();
     make_data(site, home, record, cluster)?;
-    let mut command = detached()?;
+    if let (Some(group), Some(memory_max)) = (&record.cgroup, site.memory_max) {
+        cgroup::make(group, memory_max)?;
+    }
+    let mut command = detached(record.cgroup.as_deref())?;
     command.args(["--log", "info", "serve", "--id", &(record.me + 1).to_string()]);
     command.arg("--data").arg(record.data.argument());
     command.arg("--nodes").arg(home.nodes()).arg("--key").arg(home.key());
@@ -131,11 +133,15 @@ fn make_data(site: &Site, home: &Home, record: &Record, cluster: ClusterId) -> R
     record.data.make(&home.id, cluster, size.transpose()?)
 }
 
-/// This program, as a session leader without the terminal.
-fn detached() -> Result<Command, Failure> {
+/// This program, as a session leader without the terminal, in a control group.
+fn detached(group: Option<&Path>) -> Result<Command, Failure> {
     let program = std::env::current_exe()?;
     let mut command = Command::new(&program);
-    command.args(["job", "detach", "--"]).arg(program);
+    command.args(["job", "detach"]);
+    if let Some(group) = group {
+        command.arg("--cgroup").arg(group);
+    }
+    command.arg("--").arg(program);
     Ok(command)
 }
 
@@ -144,7 +150,7 @@ pub(super) fn mount(site: &Site, home: &Home, record: &Record) -> Result<(), Fai
     let log = mount_log(record);
     let opened = fs::File::options().create(true).append(true).open(&log);
     let file = opened.map_err(|error| format!("cannot open {}: {error}", log.display()))?;
-    let mut command = detached()?;
+    let mut command = detached(None)?;
     command.args(["--log", "info", "mount", "-o", "nosuid,nodev"]);
     command.arg("--key").arg(home.key()).arg("--log-file").arg(&log);
     if let Some(transport) = &site.words.transport {
@@ -204,11 +210,14 @@ pub(super) fn is_serving(record: &Record) -> bool {
     !process::writing_to(&server_log(record)).is_empty()
 }
 
-/// Runs `words` in a session of its own, in this process's place.
-pub(super) fn detach(words: &[std::ffi::OsString]) -> Failure {
+/// Runs `words` in a session of its own and in a control group, in this process's place.
+pub(super) fn detach(group: Option<&Path>, words: &[std::ffi::OsString]) -> Failure {
     use std::os::unix::process::CommandExt;
     // It cannot fail, for who was just started leads no process group.
     let _ = rustix::process::setsid();
+    if let Some(Err(error)) = group.map(cgroup::join) {
+        return error;
+    }
     let Some((program, words)) = words.split_first() else { return "detach what?".into() };
     Command::new(program).args(words).current_dir(Path::new("/")).exec().into()
 }

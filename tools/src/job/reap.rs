@@ -1,7 +1,7 @@
 //! `sealfs job reap` and `sealfs job status`: what stands of jobs on this node.
 //!
 //! A job lives while somebody works on it (its lock is held), or while it is up, in this run of the machine, with its server
-//! running. `reap` takes down whatever else there is: what has a state, a marked place for data, or a marked or mounted
+//! running, and was not kept at its end. `reap` takes down whatever else there is: what has a state, a marked place for data, or a marked or mounted
 //! mountpoint. It may run at any time.
 
 use std::collections::BTreeSet;
@@ -58,14 +58,14 @@ fn all(site: &Site) -> BTreeSet<String> {
 }
 
 fn is_living(record: &Record) -> bool {
-    record.is_up && record.boot == state::boot() && node::is_serving(record)
+    record.is_up && !record.is_kept && record.boot == state::boot() && node::is_serving(record)
 }
 
 /// One job, as `status` shows it.
 #[derive(Debug, Serialize)]
 pub(super) struct Shown {
     pub(super) id: String,
-    /// `starting`, `up`, `dead`, or `ending`.
+    /// `starting`, `up`, `ending`, `kept` or `dead`.
     pub(super) state: &'static str,
     pub(super) node: String,
     pub(super) nodes: usize,
@@ -89,6 +89,7 @@ fn show(home: &Home) -> Option<Shown> {
     let state = match (home.is_worked_on(), record.is_up) {
         (true, false) => "starting",
         (true, true) => "ending",
+        (false, _) if record.is_kept => "kept",
         (false, _) if is_living(&record) => "up",
         (false, _) => "dead",
     };

@@ -49,9 +49,18 @@ pub(crate) struct Settings {
     /// The node's buffers per core: `128M`.
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
+    /// The most memory that the server may use, its caches in the kernel included; needs cgroup v2.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory_max: Option<String>,
     /// Seconds until all nodes must be there.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) deadline: Option<u64>,
+    /// Seconds that staging may take.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) stage_deadline: Option<u64>,
+    /// Keeps everything of a job whose files could not be staged out, until `down --force` or `reap`.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) keep_failed: Option<bool>,
     /// The site's secret, the same on all nodes.
     #[arg(long = "key", alias = "site-key", value_name = "FILE")]
     pub(crate) site_key: Option<PathBuf>,
@@ -84,7 +93,10 @@ impl Settings {
             durability: self.durability.or(below.durability),
             cores: self.cores.or(below.cores),
             memory: self.memory.or(below.memory),
+            memory_max: self.memory_max.or(below.memory_max),
             deadline: self.deadline.or(below.deadline),
+            stage_deadline: self.stage_deadline.or(below.stage_deadline),
+            keep_failed: self.keep_failed.or(below.keep_failed),
             site_key: self.site_key.or(below.site_key),
             state: self.state.or(below.state),
             port_base: self.port_base.or(below.port_base),
@@ -140,6 +152,9 @@ pub(super) struct Site {
     pub(super) address: String,
     pub(super) log_dir: Option<PathBuf>,
     pub(super) deadline_s: u64,
+    pub(super) stage_deadline_s: u64,
+    pub(super) keep_failed: bool,
+    pub(super) memory_max: Option<u64>,
     port_base: u16,
     slots: u16,
     /// For `sealfs serve` and `sealfs mount`, checked by them.
@@ -174,6 +189,11 @@ impl Site {
         if let Some(chunk) = words.chunk.as_deref().filter(|chunk| bytes(chunk).is_none()) {
             return Err(format!("chunk {chunk}: write a size, as --chunk 1M").into());
         }
+        let memory_max = words.memory_max.as_deref().map(|size| {
+            bytes(size)
+                .ok_or_else(|| format!("memory-max {size}: write a size, as --memory-max 8G"))
+        });
+        let memory_max = memory_max.transpose()?;
         let address = words.address.clone().unwrap_or_else(|| "%h".into());
         if !address.contains("%h") {
             return Err(format!("address {address}: write %h where a node's name stands").into());
@@ -201,6 +221,9 @@ impl Site {
             address,
             log_dir: words.log_dir.clone(),
             deadline_s: words.deadline.unwrap_or(DEADLINE_S),
+            stage_deadline_s: words.stage_deadline.unwrap_or(STAGE_DEADLINE_S),
+            keep_failed: words.keep_failed.unwrap_or(false),
+            memory_max,
             port_base,
             slots,
             words,
@@ -255,6 +278,7 @@ fn user_base() -> PathBuf {
 
 const SETTINGS_FILE: &str = "/etc/sealfs/job.toml";
 const DEADLINE_S: u64 = 60;
+const STAGE_DEADLINE_S: u64 = 600;
 /// Below Linux's ephemeral ports, which begin at 32,768, together with [`SLOTS`].
 const PORT_BASE: u16 = 21_000;
 const SLOTS: u16 = 1_000;

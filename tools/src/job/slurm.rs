@@ -64,6 +64,7 @@ pub(crate) fn up(mut scope: Scope) -> Result<(), Failure> {
         hosts: asked.hosts.clone(),
         node: Some(asked.node.clone()),
         owner: Some(asked.owner),
+        stage_in: Vec::new(),
     };
     match super::up(scope, wanted) {
         Ok(path) => leave_note(&asked.id, &format!("export SEALFS_DIR={}\n", path.display())),
@@ -75,7 +76,7 @@ pub(crate) fn up(mut scope: Scope) -> Result<(), Failure> {
 pub(crate) fn down(scope: Scope) -> Result<(), Failure> {
     let Some(asked) = asked(|name| std::env::var(name).ok())? else { return Ok(()) };
     forget(&asked.id)?;
-    super::down(scope, &asked.id)
+    super::down(scope, &asked.id, &[], false)
 }
 
 /// What the job gets instead of a file system; an error if this node is to be drained.

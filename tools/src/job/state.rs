@@ -10,8 +10,8 @@
 //! STATE/.ports         locked while a port is chosen
 //! ```
 //! 1. Whatever moment a process is killed at, the record says where everything is that may be there.
-//! 2. At most one process works on a job. An `up` whose work another `up` or a `down` is to undo is ended; all others are
-//!    waited for.
+//! 2. At most one process works on a job. An `up` whose work a later `up` or `down` is to undo is ended; all others are
+//!    waited for. What was started before an `up` and comes after it leaves it alone.
 //! 3. The directory goes last, under its lock; who waited for the lock notices that it is gone.
 
 use std::fs::{self, File, TryLockError};
@@ -50,8 +50,12 @@ pub(super) struct Record {
     pub(super) data: Data,
     /// Where logs are.
     pub(super) logs: PathBuf,
+    /// The control group of the server, if it has one.
+    pub(super) cgroup: Option<PathBuf>,
     /// `up` has ended well.
     pub(super) is_up: bool,
+    /// It was to end, and its files could not be staged out.
+    pub(super) is_kept: bool,
 }
 
 /// A job's place on this node.
@@ -152,7 +156,11 @@ impl Home {
             if intent == Intent::Look {
                 return Ok(None);
             }
+            let me = process::started(rustix::process::getpid());
             for pid in self.ups() {
+                if process::started(pid) > me {
+                    return Err(format!("job {}: a newer `up` works on it", self.id).into());
+                }
                 tracing::info!(pid = pid.as_raw_nonzero(), "ending an `up` of job {}", self.id);
                 process::end(pid, Duration::ZERO, || self.ups().contains(&pid))?;
             }
@@ -317,7 +325,9 @@ mod tests {
             mountpoint: "/m".into(),
             data: Data::Memory("/x".into()),
             logs: "/l".into(),
+            cgroup: None,
             is_up: false,
+            is_kept: false,
         };
         home.set_record(&record).unwrap();
         assert_eq!(home.record(), Some(record));

@@ -7,6 +7,7 @@
 //! round 2    "it is ready"              the first node mounts, makes the user owner of the root
 //!            mount
 //! round 3    "it is mounted"
+//! round 4    "my part is copied"        the first node finishes the copying (only where files are staged in)
 //! record: it is up
 //! ```
 //! 1. It succeeds on all nodes or on none: nobody returns before the last round, and who fails undoes all it has begun.
@@ -16,10 +17,11 @@ use std::time::{Duration, Instant};
 
 use super::data::Data;
 use super::down::tear_down;
-use super::meeting::{Ending, Meeting, Party};
-use super::node;
+use super::meeting::{Meeting, Party};
 use super::site::{Site, Store};
+use super::staging::{self, Pair, Share};
 use super::state::{self, Home, Intent, Record};
+use super::{cgroup, node};
 use crate::Failure;
 use crate::place::trusted;
 
@@ -32,6 +34,8 @@ pub(super) struct Wanted {
     pub(super) me: usize,
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// What is there before the job begins.
+    pub(super) stage_in: Vec<Pair>,
 }
 
 /// Brings the job up; returns its record.
@@ -57,8 +61,10 @@ pub(super) fn up(site: &Site, wanted: Wanted) -> Result<Record, Failure> {
         key: meeting_key,
         verb: "sealfs job up",
     };
+    let pairs = wanted.stage_in.clone();
     let made = write_record(&site, &home, wanted).and_then(|mut record| {
-        bring_up(&site, &home, &record, party, &job_key.to_hex(), until)?;
+        let mut meeting = bring_up(&site, &home, &record, party, &job_key.to_hex(), until)?;
+        stage_in(&site, &home, &record, &pairs, &mut meeting)?;
         record.is_up = true;
         home.set_record(&record)?;
         Ok(record)
@@ -85,6 +91,7 @@ fn write_record(site: &Site, home: &Home, wanted: Wanted) -> Result<Record, Fail
         Some(directory) => trusted(directory, 0o750)?,
         None => home.dir.clone(),
     };
+    let cgroup = site.memory_max.map(|_| cgroup::place(&home.id, &wanted.hosts[wanted.me]));
     // Until the record is written, no other job may see the port as free.
     let ports = state::lock_ports(&site.state)?;
     let port = node::free_port(site, home, &wanted.hosts[wanted.me])?;
@@ -99,7 +106,9 @@ fn write_record(site: &Site, home: &Home, wanted: Wanted) -> Result<Record, Fail
         mountpoint: site.mount.join(&home.id),
         data,
         logs,
+        cgroup,
         is_up: false,
+        is_kept: false,
     };
     home.set_record(&record)?;
     drop(ports);
@@ -123,26 +132,44 @@ fn bring_up(
     party: Party,
     key_hex: &str,
     until: Instant,
-) -> Result<(), Failure> {
+) -> Result<Meeting, Failure> {
     let Record { hosts, me, port, .. } = record;
     let addresses: Vec<String> = hosts.iter().map(|host| site.address_of(host)).collect();
     node::prepare(home, record, key_hex)?;
     let mut meeting = Meeting::open(party)?;
     let mine = Ok(port.to_string());
-    let list = meeting.round(mine, until, Ending::AtOnce, |ports| {
-        nodes_list(&addresses, ports, site.words.chunk.as_deref())
-    });
-    let list = list.map_err(|text| meeting.fault(text))?;
+    let list = meeting
+        .round(mine, until, |ports| nodes_list(&addresses, ports, site.words.chunk.as_deref()))?;
     let mine = node::serve(site, home, record, &list, until).map_err(|error| error.to_string());
-    let ready = meeting.round(mine.map(|()| String::new()), until, Ending::AtOnce, |_| {
+    let ready = meeting.round(mine.map(|()| String::new()), until, |_| {
         let mounted = node::mount(site, home, record).and_then(|()| node::give_root(record));
         mounted.map(|()| String::new()).map_err(|error| error.to_string())
     });
     ready.map_err(|text| meeting.fault(text))?;
     let mine = if *me == 0 { Ok(()) } else { node::mount(site, home, record) };
     let mine = mine.map(|()| String::new()).map_err(|error| error.to_string());
-    let mounted = meeting.round(mine, until, Ending::AtOnce, |_| Ok(String::new()));
+    let mounted = meeting.round(mine, until, |_| Ok(String::new()));
     mounted.map_err(|text| meeting.fault(text))?;
+    Ok(meeting)
+}
+
+/// Round 4, if there is anything to copy.
+fn stage_in(
+    site: &Site,
+    home: &Home,
+    record: &Record,
+    pairs: &[Pair],
+    meeting: &mut Meeting,
+) -> Result<(), Failure> {
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    let times = staging::Times::new(site.stage_deadline_s);
+    let mine = staging::copy(home, record, pairs, Share::Mine, times.parts);
+    meeting.round(mine.map(|()| String::new()), times.all, |_| {
+        let finished = staging::copy(home, record, pairs, Share::Finish, times.all);
+        finished.map(|()| String::new())
+    })?;
     Ok(())
 }
 
