@@ -370,6 +370,9 @@ fn what_is_not_staged_out_is_named_on_all_nodes_and_kept_if_the_site_says_so() {
         assert!(said(&output).contains("everything is kept"), "{}", said(&output));
     }
     assert!(said(&nodes.all[0].job(&["status"])).contains(" kept "));
+    for output in nodes.job(&["down", "--id", "12"]).iter().chain(&nodes.up("12", &[])) {
+        assert!(said(output).contains("job 12 was kept"), "{}", said(output));
+    }
     assert_eq!(nodes.all[1].shell(USER, "cat /mnt/sealfs/12/file").unwrap(), "kept\n");
     assert_eq!(nodes.all[0].job(&["reap"]).stdout, b"12\n");
     assert!(nodes.all[1].job(&["down", "--id", "12", "--force"]).status.success());

@@ -58,6 +58,8 @@ impl Nodes {
         std::os::unix::fs::chown(&project, Some(USER), Some(USER)).expect("this is root");
         // fusermount3 wants to know its caller's name.
         let mut users = fs::read_to_string("/etc/passwd").expect("there are users");
+        // An account whose name is the user's number must not be taken for the user.
+        users.push_str(&format!("{USER}:x:5000:5000::/:/bin/sh\n"));
         users.push_str(&format!(
             "seal:x:{USER}:{USER}::/:/bin/sh\nother:x:{OTHER}:{OTHER}::/:/bin/sh\n"
         ));
@@ -161,7 +163,7 @@ impl Node {
 
     /// A line of shell on this node, as a user; what it printed, or its error.
     pub(crate) fn shell(&self, uid: u32, line: &str) -> Result<String, String> {
-        let id = uid.to_string();
+        let id = format!("+{uid}");
         let mut command = self.command("/usr/bin/setpriv");
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "/bin/sh", "-c", line]);
         let output = command.env("PATH", "/usr/bin:/bin").output().expect("setpriv is there");

@@ -25,6 +25,9 @@ pub(super) fn down(site: &Site, id: &str, stage_out: &[Pair], force: bool) -> Re
     let home = Home::new(&site.state, id)?;
     let patience = OTHERS_MAX + Duration::from_secs(site.stage_deadline_s);
     let _lock = home.lock(Intent::Take, Instant::now() + patience)?;
+    if stage_out.is_empty() && !force {
+        check_not_kept(&home)?;
+    }
     let record = home.record().filter(|record| record.is_up && !stage_out.is_empty() && !force);
     let staged = record.map_or(Ok(()), |mut record| {
         let staged = copy_out(&site, &home, &record, stage_out);
@@ -46,6 +49,17 @@ pub(super) fn down(site: &Site, id: &str, stage_out: &[Pair], force: bool) -> Re
             Err(left) => Err(format!("{error}; {left}").into()),
         },
     }
+}
+
+/// Refuses to wipe what could not be staged out and was kept.
+pub(super) fn check_not_kept(home: &Home) -> Result<(), Failure> {
+    if home.record().is_none_or(|record| !record.is_kept) {
+        return Ok(());
+    }
+    let id = &home.id;
+    let next = "`down` with --stage-out tries again, `sealfs job down --force --id";
+    Err(format!("job {id} was kept, for its files could not be staged out: {next} {id}` wipes it")
+        .into())
 }
 
 /// Copies this node's part, and waits until all nodes have: before that no server may end.

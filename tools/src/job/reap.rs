@@ -2,7 +2,7 @@
 //!
 //! A job lives while somebody works on it (its lock is held), or while it is up, in this run of the machine, with its server
 //! running, and was not kept at its end. `reap` takes down whatever else there is: what has a state, a marked place for data, or a marked or mounted
-//! mountpoint. It may run at any time.
+//! mountpoint that nothing is mounted on. It may run at any time.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,8 +29,16 @@ pub(super) fn reap(site: &Site) -> Result<Vec<String>, Failure> {
     for id in all(&site) {
         let home = Home::new(&site.state, &id)?;
         let Some(_lock) = home.lock(Intent::Look, Instant::now())? else { continue };
-        if home.record().is_some_and(|record| is_living(&record)) {
-            continue;
+        match home.record() {
+            Some(record) if is_living(&record) => continue,
+            // Another release's, or it cannot be read: it may be a living job's.
+            None if home.has_record() => {
+                left.push(format!(
+                    "job {id}: its record cannot be read; `sealfs job down` ends it"
+                ));
+                continue;
+            }
+            _ => {}
         }
         match tear_down(&site, &home).and_then(|()| home.remove()) {
             Ok(()) => reaped.push(id),
@@ -49,10 +57,10 @@ fn all(site: &Site) -> BTreeSet<String> {
     };
     let mut ids: BTreeSet<String> = state::all(&site.state).into_iter().collect();
     ids.extend(named(&site.data).into_iter().filter(|id| marked::is_marked(&site.data.join(id))));
-    // A mount is asked nothing: it may not answer, and what it holds is its user's.
+    // A mount is asked nothing: it may not answer. Without a state or marked data it need not be a job's.
     ids.extend(named(&site.mount).into_iter().filter(|id| {
         let path = site.mount.join(id);
-        is_mounted(&path) || marked::is_marked(&path)
+        !is_mounted(&path) && marked::is_marked(&path)
     }));
     ids
 }

@@ -189,6 +189,12 @@ impl Site {
         if let Some(chunk) = words.chunk.as_deref().filter(|chunk| bytes(chunk).is_none()) {
             return Err(format!("chunk {chunk}: write a size, as --chunk 1M").into());
         }
+        let seconds = [("deadline", words.deadline), ("stage-deadline", words.stage_deadline)];
+        for (name, value) in seconds {
+            if value.is_some_and(|value| value > SECONDS_MAX) {
+                return Err(format!("{name}: more than {SECONDS_MAX} seconds").into());
+            }
+        }
         let memory_max = words.memory_max.as_deref().map(|size| {
             bytes(size)
                 .ok_or_else(|| format!("memory-max {size}: write a size, as --memory-max 8G"))
@@ -278,6 +284,8 @@ fn user_base() -> PathBuf {
 
 const SETTINGS_FILE: &str = "/etc/sealfs/job.toml";
 const DEADLINE_S: u64 = 60;
+/// A week; beyond that somebody has mistaken the unit.
+const SECONDS_MAX: u64 = 7 * 86_400;
 const STAGE_DEADLINE_S: u64 = 600;
 /// Below Linux's ephemeral ports, which begin at 32,768, together with [`SLOTS`].
 const PORT_BASE: u16 = 21_000;

@@ -183,15 +183,17 @@ fn as_user(record: &Record, program: &Path) -> Result<Command, Failure> {
         Command::new(program)
     } else {
         let mut command = Command::new(SETPRIV);
-        let (uid, gid) = (record.uid.to_string(), record.gid.to_string());
+        // Without the sign, a number that is also somebody's login name would be that account.
+        let (uid, gid) = (format!("+{}", record.uid), format!("+{}", record.gid));
         command.args(["--reuid", &uid, "--regid", &gid, "--no-new-privs"]);
         command.args(["--inh-caps=-all", "--bounding-set=-all"]);
         // A uid that has no name has no groups either.
         let groups = Command::new("/usr/bin/id").args(["-G", &uid]).output();
         let groups = groups.map_err(|error| format!("cannot run /usr/bin/id: {error}"))?;
-        let list = String::from_utf8_lossy(&groups.stdout).trim().replace(' ', ",");
+        let list = String::from_utf8_lossy(&groups.stdout);
+        let list: Vec<String> = list.split_whitespace().map(|group| format!("+{group}")).collect();
         match groups.status.success() && !list.is_empty() {
-            true => command.arg(format!("--groups={list}")),
+            true => command.arg(format!("--groups={}", list.join(","))),
             false => command.arg("--clear-groups"),
         };
         command.arg("--").arg(program);

@@ -29,7 +29,6 @@ use crate::{Failure, place, process};
 
 /// What is there of a job, or may be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Record {
     /// The job.
     pub(super) id: String,
@@ -109,6 +108,11 @@ impl Home {
     /// The record; `None` if there is none, or none that can be read: what was written while the machine lost power.
     pub(super) fn record(&self) -> Option<Record> {
         serde_json::from_slice(&fs::read(self.record_file()).ok()?).ok()
+    }
+
+    /// Whether there is a record, be it one that cannot be read.
+    pub(super) fn has_record(&self) -> bool {
+        fs::symlink_metadata(self.record_file()).is_ok()
     }
 
     /// Replaces the record.

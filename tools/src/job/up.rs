@@ -16,7 +16,7 @@
 use std::time::{Duration, Instant};
 
 use super::data::Data;
-use super::down::tear_down;
+use super::down::{check_not_kept, tear_down};
 use super::meeting::{Meeting, Party};
 use super::site::{Site, Store};
 use super::staging::{self, Pair, Share};
@@ -49,6 +49,7 @@ pub(super) fn up(site: &Site, wanted: Wanted) -> Result<Record, Failure> {
     let home = Home::new(&site.state, &wanted.id)?;
     // While a `down` of an earlier run works, this waits for it.
     let lock = home.lock(Intent::Take, until)?;
+    check_not_kept(&home)?;
     tear_down(&site, &home).map_err(|error| format!("of an earlier run is left: {error}"))?;
     let list = wanted.hosts.join(",");
     let job_key = site_key.derived(b"sealfs job", &[home.id.as_bytes(), list.as_bytes()]);
