@@ -7,6 +7,7 @@ mod cluster;
 mod failures;
 mod lives;
 mod machines;
+mod staging;
 mod submission;
 
 use cluster::{SLOTS, Slurm};

@@ -18,7 +18,7 @@ enum Verb {
     /// Brings a job's file system up on this node, together with the job's other nodes; prints its path.
     Up {
         /// As Slurm's prologue: the job from the environment, what it wants from its comment.
-        #[arg(long, conflicts_with_all = ["id", "hosts", "node", "uid", "gid", "unprivileged"])]
+        #[arg(long, conflicts_with_all = ["id", "hosts", "node", "uid", "gid", "unprivileged", "stage_in"])]
         slurm: bool,
         /// The job.
         #[arg(long, required_unless_present = "slurm")]
@@ -46,7 +46,7 @@ enum Verb {
     /// Takes a job's file system down on this node and wipes its data. Nothing is there: done.
     Down {
         /// As Slurm's epilogue: the job from the environment.
-        #[arg(long, conflicts_with_all = ["id", "node", "unprivileged"])]
+        #[arg(long, conflicts_with_all = ["id", "node", "unprivileged", "stage_out", "force"])]
         slurm: bool,
         /// The job.
         #[arg(long, required_unless_present = "slurm")]

@@ -17,6 +17,18 @@ use super::{cgroup, holders, marked, node};
 use crate::place::trusted;
 use crate::{Failure, process};
 
+/// All is gone, and not all was copied out before; says what was not.
+#[derive(Debug)]
+pub(super) struct NotCopied(String);
+
+impl std::fmt::Display for NotCopied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotCopied {}
+
 /// Takes the job down, after its files were staged out. Nothing is there: done. The error names what could not be copied,
 /// and what is left. `force`: what an earlier one has kept goes, too, and nothing is copied.
 pub(super) fn down(site: &Site, id: &str, stage_out: &[Pair], force: bool) -> Result<(), Failure> {
@@ -45,7 +57,7 @@ pub(super) fn down(site: &Site, id: &str, stage_out: &[Pair], force: bool) -> Re
         )
         .into()),
         Err(error) => match tear_down(&site, &home).and_then(|()| home.remove()) {
-            Ok(()) => Err(format!("{error}; the data of job {id} is wiped").into()),
+            Ok(()) => Err(NotCopied(format!("{error}; the data of job {id} is wiped")).into()),
             Err(left) => Err(format!("{error}; {left}").into()),
         },
     }

@@ -48,20 +48,30 @@ pub(super) struct Meeting {
     party: Arc<Party>,
     round: u32,
     role: Role,
-    /// Of the last round, if it failed: whether this node has failed, and who has never come.
-    is_own: bool,
+    /// Of the last round, if it failed: whose fault that was, and who has never come.
+    whose: Whose,
     absent: Vec<String>,
 }
 
-/// Why a round has failed, and whose fault it is.
+/// Why a job did not come up, and whose fault it is.
 #[derive(Debug)]
 pub(super) struct Fault {
-    /// This node's own part has failed.
-    pub(super) is_own: bool,
+    pub(super) whose: Whose,
     /// Nodes that have never come, as far as this node knows.
     pub(super) absent: Vec<String>,
     /// Names the node and the cause.
     pub(super) text: String,
+}
+
+/// Whose fault something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// This node's.
+    Own,
+    /// Another node's.
+    Others,
+    /// The job's, which asks for what cannot be.
+    Jobs,
 }
 
 impl std::fmt::Display for Fault {
@@ -95,7 +105,7 @@ impl Meeting {
         let party = Arc::new(party);
         let role =
             if party.me == 0 { Role::First(First::open(&party)?) } else { Role::Other(None) };
-        Ok(Self { party, round: 0, role, is_own: false, absent: Vec::new() })
+        Ok(Self { party, round: 0, role, whose: Whose::Others, absent: Vec::new() })
     }
 
     /// Gives this node's part, or says why there is none, and returns the verdict. The first node makes it with `decide` from
@@ -131,10 +141,11 @@ impl Meeting {
     ) -> Part {
         let round = self.round;
         self.round += 1;
-        self.is_own = mine.is_err();
         self.absent.clear();
-        let is_own = &mut self.is_own;
-        let decide = |all: Vec<Part>| decide(all).inspect_err(|_| *is_own = true);
+        let whose = &mut self.whose;
+        *whose = if mine.is_err() { Whose::Own } else { Whose::Others };
+        // The first node decides what is itself to do next.
+        let decide = |parts| decide(parts).inspect_err(|_| *whose = Whose::Own);
         match &mut self.role {
             Role::First(first) => {
                 let verdict = first.round(&self.party, round, mine, until, ending, decide);
@@ -149,7 +160,7 @@ impl Meeting {
 
     /// The last round's error with whose fault it was.
     pub(super) fn fault(&self, text: String) -> Fault {
-        Fault { is_own: self.is_own, absent: self.absent.clone(), text }
+        Fault { whose: self.whose, absent: self.absent.clone(), text }
     }
 }
 

@@ -20,10 +20,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use super::meeting::Fault;
-use super::{Scope, Wanted, hostlist};
+use super::down::NotCopied;
+use super::meeting::{Fault, Whose};
+use super::{Pair, Scope, Wanted, hostlist};
 use crate::{Failure, place};
 
 /// A job as Slurm tells it to prologue and epilogue.
@@ -34,6 +35,8 @@ struct Asked {
     hosts: String,
     owner: (u32, u32),
     comment: String,
+    /// Where the job was submitted from.
+    directory: Option<PathBuf>,
 }
 
 /// What a job's comment asks for.
@@ -41,8 +44,8 @@ struct Asked {
 struct Options {
     size: Option<String>,
     chunk: Option<String>,
-    stage_in: Vec<String>,
-    stage_out: Vec<String>,
+    stage_in: Vec<Pair>,
+    stage_out: Vec<Pair>,
 }
 
 /// The prologue. An error is this node's own.
@@ -54,9 +57,6 @@ pub(crate) fn up(mut scope: Scope) -> Result<(), Failure> {
         Ok(options) => options,
         Err(cause) => return leave_note(&asked.id, &refusal(&cause)),
     };
-    if !options.stage_in.is_empty() || !options.stage_out.is_empty() {
-        return leave_note(&asked.id, &refusal("stage_in= and stage_out= do not work yet"));
-    }
     scope.flags.size = options.size.or(scope.flags.size);
     scope.flags.chunk = options.chunk.or(scope.flags.chunk);
     let wanted = Wanted {
@@ -64,7 +64,7 @@ pub(crate) fn up(mut scope: Scope) -> Result<(), Failure> {
         hosts: asked.hosts.clone(),
         node: Some(asked.node.clone()),
         owner: Some(asked.owner),
-        stage_in: Vec::new(),
+        stage_in: options.stage_in,
     };
     match super::up(scope, wanted) {
         Ok(path) => leave_note(&asked.id, &format!("export SEALFS_DIR={}\n", path.display())),
@@ -76,12 +76,40 @@ pub(crate) fn up(mut scope: Scope) -> Result<(), Failure> {
 pub(crate) fn down(scope: Scope) -> Result<(), Failure> {
     let Some(asked) = asked(|name| std::env::var(name).ok())? else { return Ok(()) };
     forget(&asked.id)?;
-    super::down(scope, &asked.id, &[], false)
+    // With wrong options it has never come up.
+    let stage_out = options(&asked.comment).unwrap_or_default().stage_out;
+    let done = super::down(scope, &asked.id, &stage_out, false);
+    match &done {
+        Err(error) if error.is::<NotCopied>() => {
+            eprintln!("sealfs: job {}: {error}", asked.id);
+            if hostlist::expand(&asked.hosts)?.first() == Some(&asked.node) {
+                tell_owner(&asked, &error.to_string());
+            }
+            Ok(())
+        }
+        _ => done,
+    }
+}
+
+/// Writes what was not copied where the job was submitted from, with its owner's rights: there is no other place left that
+/// the owner looks at.
+fn tell_owner(asked: &Asked, text: &str) {
+    let Some(directory) = &asked.directory else { return };
+    let path = directory.join(format!("sealfs-{}.stage_out", asked.id));
+    let (uid, gid) = asked.owner;
+    let mut command = Command::new("timeout");
+    command.args([PATIENCE_S, "setpriv", "--init-groups", "--no-new-privs"]);
+    command.args([format!("--reuid={uid}"), format!("--regid={gid}")]);
+    command.args(["sh", "-c", "printf 'sealfs: %s\\n' \"$1\" >> \"$2\"", "sh", text]).arg(&path);
+    let status = command.stdin(Stdio::null()).status();
+    if !status.is_ok_and(|status| status.success()) {
+        eprintln!("sealfs: job {}: cannot write {} for its owner", asked.id, path.display());
+    }
 }
 
 /// What the job gets instead of a file system; an error if this node is to be drained.
 fn give_up(asked: &Asked, error: &Failure) -> Result<(), Failure> {
-    let own = Fault { is_own: true, absent: Vec::new(), text: error.to_string() };
+    let own = Fault { whose: Whose::Own, absent: Vec::new(), text: error.to_string() };
     let fault = error.downcast_ref::<Fault>().unwrap_or(&own);
     let hosts = hostlist::expand(&asked.hosts)?;
     let text = named(&asked.node, &fault.text);
@@ -99,7 +127,9 @@ fn give_up(asked: &Asked, error: &Failure) -> Result<(), Failure> {
             }
             requeue(&asked.id)?;
         }
-        Verdict::Speak { .. } | Verdict::Listen => eprintln!("sealfs: {job}: {text}"),
+        Verdict::Speak { .. } | Verdict::Listen | Verdict::Refuse => {
+            eprintln!("sealfs: {job}: {text}");
+        }
     }
     leave_note(&asked.id, &refusal(&text))
 }
@@ -113,6 +143,8 @@ enum Verdict {
     Speak { drained: Vec<String> },
     /// Leaves it to others.
     Listen,
+    /// Lets the job end.
+    Refuse,
 }
 
 fn verdict(hosts: &[String], node: &str, fault: &Fault) -> Verdict {
@@ -123,11 +155,12 @@ fn verdict(hosts: &[String], node: &str, fault: &Fault) -> Verdict {
         first == node
     };
     let is_alone = others > 1 && fault.absent.len() * 2 > others;
-    match (fault.is_own, is_speaker) {
-        (true, _) => Verdict::Own,
-        (_, true) if is_alone => Verdict::Own,
-        (_, true) => Verdict::Speak { drained: fault.absent.clone() },
-        (_, false) => Verdict::Listen,
+    match (fault.whose, is_speaker) {
+        (Whose::Jobs, _) => Verdict::Refuse,
+        (Whose::Own, _) => Verdict::Own,
+        (Whose::Others, true) if is_alone => Verdict::Own,
+        (Whose::Others, true) => Verdict::Speak { drained: fault.absent.clone() },
+        (Whose::Others, false) => Verdict::Listen,
     }
 }
 
@@ -150,6 +183,7 @@ fn asked(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Asked>, Fai
         hosts: variable("SLURM_JOB_NODELIST").map_or_else(|| get("SLURM_NODELIST"), Ok)?,
         owner: (number("SLURM_JOB_UID")?, number("SLURM_JOB_GID")?),
         comment: variable("SLURM_JOB_COMMENT").unwrap_or_default(),
+        directory: variable("SLURM_JOB_WORK_DIR").map(PathBuf::from),
     }))
 }
 
@@ -174,14 +208,8 @@ fn options(comment: &str) -> Result<Options, String> {
                 once(&mut options.chunk, "chunk", value)?;
                 check_chunk(value)?;
             }
-            Some(("stage_in", value)) => {
-                check_stage_in(value)?;
-                options.stage_in.push(value.to_owned());
-            }
-            Some(("stage_out", value)) => {
-                check_stage_out(value)?;
-                options.stage_out.push(value.to_owned());
-            }
+            Some(("stage_in", value)) => options.stage_in.push(stage_in(value)?),
+            Some(("stage_out", value)) => options.stage_out.push(stage_out(value)?),
             _ => {
                 return Err(format!(
                     "unknown option `{option}`; there are size=, chunk=, stage_in= and stage_out="
@@ -204,37 +232,28 @@ fn check_chunk(value: &str) -> Result<(), String> {
     if is_right { Ok(()) } else { Err(format!("chunk={value}: use 64K, 128K, 256K, 512K or 1M")) }
 }
 
-fn check_stage_in(value: &str) -> Result<(), String> {
-    let (source, target) = value.split_once(':').unwrap_or((value, "."));
+fn stage_in(value: &str) -> Result<Pair, String> {
+    let (source, target) = value.split_once(':').unwrap_or((value, "/"));
     if !source.starts_with('/') || target.contains(':') {
         return Err(format!(
             "stage_in={value}: write stage_in=/absolute/source or stage_in=/absolute/source:target"
         ));
     }
-    if !is_inside(target) {
-        return Err(format!(
-            "stage_in={value}: the target is a path within the job's file system, without .."
-        ));
-    }
-    Ok(())
+    let outside = |_| {
+        format!("stage_in={value}: the target is a path within the job's file system, without ..")
+    };
+    Pair::inwards(value).map_err(outside)
 }
 
-fn check_stage_out(value: &str) -> Result<(), String> {
-    let (source, target) = value.split_once(':').unwrap_or((value, ""));
+fn stage_out(value: &str) -> Result<Pair, String> {
+    let (_, target) = value.split_once(':').unwrap_or((value, ""));
     if !target.starts_with('/') || target.contains(':') {
         return Err(format!("stage_out={value}: write stage_out=source:/absolute/target"));
     }
-    if !is_inside(source) {
-        return Err(format!(
-            "stage_out={value}: the source is a path within the job's file system, without .."
-        ));
-    }
-    Ok(())
-}
-
-/// Whether the path stays within the job's file system.
-fn is_inside(path: &str) -> bool {
-    !path.is_empty() && path.split('/').all(|part| part != "..")
+    let outside = |_| {
+        format!("stage_out={value}: the source is a path within the job's file system, without ..")
+    };
+    Pair::outwards(value).map_err(outside)
 }
 
 /// Puts the node's name before what does not begin with one.
@@ -326,14 +345,13 @@ mod tests {
         }
         let read =
             options("run 3; sealfs:size=1T,stage_in=/a:b,stage_in=/c,stage_out=d:/e chunk=1M");
-        let strings = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
             read.unwrap(),
             Options {
                 size: Some("1T".into()),
                 chunk: None,
-                stage_in: strings(&["/a:b", "/c"]),
-                stage_out: strings(&["d:/e"]),
+                stage_in: ["/a:b", "/c"].map(|text| Pair::inwards(text).unwrap()).into(),
+                stage_out: vec![Pair::outwards("d:/e").unwrap()],
             }
         );
     }
@@ -370,22 +388,36 @@ mod tests {
         let speak = |drained: &[&str]| Verdict::Speak {
             drained: drained.iter().map(ToString::to_string).collect(),
         };
-        type Row<'a> = (bool, &'a [&'a str], [Verdict; 4]);
-        let rows: [Row<'_>; 5] = [
-            (true, &[], [Verdict::Own, Verdict::Own, Verdict::Own, Verdict::Own]),
-            (false, &[], [speak(&[]), Verdict::Listen, Verdict::Listen, Verdict::Listen]),
-            (false, &["c"], [speak(&["c"]), Verdict::Listen, Verdict::Listen, Verdict::Listen]),
-            (false, &["b", "c"], [Verdict::Own, Verdict::Listen, Verdict::Listen, Verdict::Listen]),
-            (false, &["a"], [Verdict::Listen, speak(&["a"]), Verdict::Listen, Verdict::Listen]),
+        type Row<'a> = (Whose, &'a [&'a str], [Verdict; 4]);
+        let refuse = || Verdict::Refuse;
+        let rows: [Row<'_>; 6] = [
+            (Whose::Jobs, &[], [refuse(), refuse(), refuse(), refuse()]),
+            (Whose::Own, &[], [Verdict::Own, Verdict::Own, Verdict::Own, Verdict::Own]),
+            (Whose::Others, &[], [speak(&[]), Verdict::Listen, Verdict::Listen, Verdict::Listen]),
+            (
+                Whose::Others,
+                &["c"],
+                [speak(&["c"]), Verdict::Listen, Verdict::Listen, Verdict::Listen],
+            ),
+            (
+                Whose::Others,
+                &["b", "c"],
+                [Verdict::Own, Verdict::Listen, Verdict::Listen, Verdict::Listen],
+            ),
+            (
+                Whose::Others,
+                &["a"],
+                [Verdict::Listen, speak(&["a"]), Verdict::Listen, Verdict::Listen],
+            ),
         ];
-        for (is_own, absent, expected) in rows {
+        for (whose, absent, expected) in rows {
             let absent: Vec<String> = absent.iter().map(ToString::to_string).collect();
-            let fault = Fault { is_own, absent, text: String::new() };
+            let fault = Fault { whose, absent, text: String::new() };
             let all: Vec<Verdict> =
                 hosts.iter().map(|node| verdict(&hosts, node, &fault)).collect();
             assert_eq!(all, expected, "{fault:?}");
         }
-        let fault = Fault { is_own: false, absent: vec!["b".into()], text: String::new() };
+        let fault = Fault { whose: Whose::Others, absent: vec!["b".into()], text: String::new() };
         assert_eq!(verdict(&hosts[..2], "a", &fault), speak(&["b"]));
     }
 

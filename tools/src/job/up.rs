@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::data::Data;
 use super::down::{check_not_kept, tear_down};
-use super::meeting::{Meeting, Party};
+use super::meeting::{Fault, Meeting, Party, Whose};
 use super::site::{Site, Store};
 use super::staging::{self, Pair, Share};
 use super::state::{self, Home, Intent, Record};
@@ -140,7 +140,8 @@ fn bring_up(
     let mut meeting = Meeting::open(party)?;
     let mine = Ok(port.to_string());
     let list = meeting
-        .round(mine, until, |ports| nodes_list(&addresses, ports, site.words.chunk.as_deref()))?;
+        .round(mine, until, |ports| nodes_list(&addresses, ports, site.words.chunk.as_deref()))
+        .map_err(|text| meeting.fault(text))?;
     let mine = node::serve(site, home, record, &list, until).map_err(|error| error.to_string());
     let ready = meeting.round(mine.map(|()| String::new()), until, |_| {
         let mounted = node::mount(site, home, record).and_then(|()| node::give_root(record));
@@ -167,10 +168,12 @@ fn stage_in(
     }
     let times = staging::Times::new(site.stage_deadline_s);
     let mine = staging::copy(home, record, pairs, Share::Mine, times.parts);
-    meeting.round(mine.map(|()| String::new()), times.all, |_| {
+    let staged = meeting.round(mine.map(|()| String::new()), times.all, |_| {
         let finished = staging::copy(home, record, pairs, Share::Finish, times.all);
         finished.map(|()| String::new())
-    })?;
+    });
+    // The nodes have done what is theirs; what cannot be copied is the job's.
+    staged.map_err(|text| Fault { whose: Whose::Jobs, absent: Vec::new(), text })?;
     Ok(())
 }
 
