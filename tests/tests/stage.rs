@@ -383,12 +383,16 @@ fn after_kill_9_in_a_mount_another_part_of_the_work_makes_it_right() {
     make_tree(&source);
     let mut cluster = Cluster::start(3);
     let mounts = [cluster.mount(), cluster.mount()];
-    for step in 1..6 {
+    let mut kills = 0;
+    for step in 0..5 {
         let dest = mounts[0].join(format!("tree{step}"));
         let mut child = stage("in", &source, &dest, &[]).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(step * 150));
+        while !dest.join(".sealfs-stage").exists() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(step * 100));
         let _ = child.kill();
-        child.wait().unwrap();
+        kills += usize::from(child.wait().unwrap().code().is_none());
         // What one process has begun others go on with, on another mount.
         let dest = mounts[1].join(format!("tree{step}"));
         for part in ["1/2", "2/2"] {
@@ -396,9 +400,12 @@ fn after_kill_9_in_a_mount_another_part_of_the_work_makes_it_right() {
         }
         expect(0, &mut stage("in", &source, &dest, &["--finish"]));
         assert_same(&source, &dest);
-        let left = picture(&dest).into_keys().find(|name| name.ends_with(".sealfs-tmp"));
+        let left = picture(&dest).into_keys().find(|path| {
+            path.file_name().is_some_and(|name| name.as_bytes().starts_with(b".sealfs-"))
+        });
         assert_eq!(left, None);
     }
+    assert!(kills > 0, "each run ended before it was killed");
 }
 
 #[test]
@@ -537,4 +544,56 @@ fn a_mount_inside_is_walked_unless_it_is_not_to_be() {
     assert!(with.unwrap().status.success() && without.unwrap().status.success());
     assert!(dest.join("inner/file").exists());
     assert!(other.join("inner").is_dir() && !other.join("inner/file").exists());
+}
+
+#[test]
+fn a_stage_folder_that_others_may_write_into_is_refused() {
+    let (_dir, source, dest) = dirs();
+    fs::write(source.join("file"), "mine").unwrap();
+    let stage_dir = dest.join(".sealfs-stage");
+    fs::create_dir_all(&stage_dir).unwrap();
+    for mode in [0o777, 0o750] {
+        fs::set_permissions(&stage_dir, fs::Permissions::from_mode(mode)).unwrap();
+        let output = expect(1, &mut stage("in", &source, &dest, &["--any"]));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("not yours alone"), "{output:?}");
+    }
+    fs::set_permissions(&stage_dir, fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(&stage_dir, Some(4321), None).unwrap();
+    let output = expect(1, &mut stage("in", &source, &dest, &["--any"]));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("owner 4321"), "{output:?}");
+    assert!(!dest.join("file").exists());
+}
+
+#[test]
+fn what_a_failed_run_left_is_mended_by_the_next() {
+    let (_dir, source, dest) = dirs();
+    for name in ["linked", "taken"] {
+        fs::write(source.join(name), "right").unwrap();
+    }
+    fs::hard_link(source.join("linked"), source.join("other name")).unwrap();
+    fs::create_dir_all(dest.join("taken")).unwrap();
+    let temporary = dest.join(format!(".sealfs-tmp-{}", "0".repeat(32)));
+    expect(1, &mut stage("in", &source, &dest, &["--any"]));
+    // No record tells of it: the run that began it was killed before it wrote one.
+    fs::write(&temporary, "torn").unwrap();
+    expect(1, &mut stage("in", &source, &dest, &["--any"]));
+    assert!(temporary.exists(), "a run that fails takes away what another could go on with");
+    fs::write(dest.join("linked"), "wrong").unwrap();
+    fs::remove_dir(dest.join("taken")).unwrap();
+    expect(0, &mut stage("in", &source, &dest, &["--any"]));
+    assert_same(&source, &dest);
+}
+
+#[test]
+fn finish_sees_a_source_that_changed_within_a_second() {
+    let (_dir, source, dest) = dirs();
+    fs::write(source.join("file"), "old").unwrap();
+    set_times(&source.join("file"), 1_700_000_000, 1);
+    expect(0, &mut stage("in", &source, &dest, &["--any", "--part", "1/1"]));
+    fs::write(source.join("file"), "new").unwrap();
+    set_times(&source.join("file"), 1_700_000_000, 2);
+    expect(1, &mut stage("in", &source, &dest, &["--any", "--finish"]));
+    expect(0, &mut stage("in", &source, &dest, &["--any", "--part", "1/1"]));
+    expect(0, &mut stage("in", &source, &dest, &["--any", "--finish"]));
+    assert_same(&source, &dest);
 }

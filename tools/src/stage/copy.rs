@@ -177,15 +177,16 @@ impl<'a> Copier<'a> {
     fn file(&mut self, place: &Place, seen: &Stat, link: Option<String>) -> Result<(), Trouble> {
         let source = open_source(place, seen)?;
         let stat = fstat(&source).map_err(Trouble::reading)?;
-        if stat.st_ino != seen.st_ino {
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if stat.st_ino != seen.st_ino || !is_file {
             return Err(Trouble::Changed);
         }
         if data_len(&stat) > SEGMENT {
             return self.large(place, source, &stat, link);
         }
         let into = self.target_of(place)?;
-        let temporary = place.key.temporary();
-        let target = create(&into, &temporary, &stat)?;
+        let temporary = place.key.temporary_of(&self.shared.nonce);
+        let target = create(&into, &temporary)?;
         match self.fill(&source, &target, &stat, &into) {
             Ok(copied) => {
                 self.written_bytes += copied.bytes();
@@ -239,7 +240,7 @@ impl<'a> Copier<'a> {
             return Err(Trouble::Changed);
         }
         let into = self.target_of(place)?;
-        let temporary = place.key.temporary();
+        let temporary = place.key.temporary_of(&self.shared.nonce);
         let name = temporary.as_str();
         let kind = FileType::from_raw_mode(stat.st_mode);
         let make = || {
@@ -282,6 +283,13 @@ impl<'a> Copier<'a> {
             ),
             errno => Trouble::Call("its folder cannot be made in DEST", errno),
         })
+    }
+
+    /// Names wait for a sync, too, and keep their folders open.
+    pub(crate) fn settle_many_names(&mut self) {
+        if self.renamed.len() >= self.shared.group_files_max {
+            self.settle();
+        }
     }
 
     fn settle_full_group(&mut self) {
@@ -355,19 +363,20 @@ impl<'a> Copier<'a> {
         if let Some(copied) = &copied {
             read_back(&target, copied, &mut self.buffer, self.shared.plan.checksum)?;
         }
-        if let Some(link) = &link {
-            self.shared.links.offer(&self.shared.stage, &into, &temporary, link)?;
-        }
+        let whole = match &link {
+            Some(link) => self.shared.links.offer(&self.shared.stage, &into, &temporary, link)?,
+            None => fstat(&target).map_err(Trouble::writing)?,
+        };
         let bytes = copied.map_or(0, |copied| copied.bytes());
-        self.put_in_place(&place, into, &temporary, source, link.is_some(), bytes)
+        self.put_in_place(&place, into, (&temporary, &whole), source, link.is_some(), bytes)
     }
 
-    /// Gives its name to what is whole, durable and compared.
+    /// Gives its name to what is whole, durable and compared, and looks whether that has it then.
     pub(crate) fn put_in_place(
         &mut self,
         place: &Place,
         into: Arc<Target>,
-        temporary: &str,
+        (temporary, whole): (&str, &Stat),
         source: Fingerprint,
         is_link: bool,
         bytes: u64,
@@ -382,6 +391,9 @@ impl<'a> Copier<'a> {
         )?;
         let name = place.name.as_c_str();
         let now = statat(&into.fd, name, AtFlags::SYMLINK_NOFOLLOW).map_err(Trouble::writing)?;
+        if (now.st_dev, now.st_ino) != (whole.st_dev, whole.st_ino) {
+            return Err(Trouble::Other("somebody replaced it in DEST while it was staged".into()));
+        }
         // Another link changes ctime: links are known again by their inode.
         let record = (!is_link).then(|| Record {
             key: place.key,
@@ -448,14 +460,10 @@ fn open_source(place: &Place, seen: &Stat) -> Result<OwnedFd, Trouble> {
 }
 
 /// Makes a file under a temporary name. A former one is not gone on with.
-pub(crate) fn create(into: &Target, temporary: &str, stat: &Stat) -> Result<OwnedFd, Trouble> {
+pub(crate) fn create(into: &Target, temporary: &str) -> Result<OwnedFd, Trouble> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // Who is not the owner must not read it before it has its owner.
-    let uid = rustix::process::geteuid().as_raw();
-    let gid = rustix::process::getegid().as_raw();
-    let others = Mode::from_raw_mode(stat.st_mode & 0o777);
-    let own = Mode::RUSR | Mode::WUSR;
-    let mode = if (stat.st_uid, stat.st_gid) == (uid, gid) { others | own } else { own };
+    // Nobody reads it before it has its owner, group and mode.
+    let mode = Mode::RUSR | Mode::WUSR;
     let open = || openat(&into.fd, temporary, flags | OFlags::NOATIME, mode);
     match open() {
         Err(Errno::EXIST) => {
@@ -477,10 +485,19 @@ pub(crate) fn data_len(stat: &Stat) -> u64 {
     size(stat).min(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512))
 }
 
+/// Whether DEST has the source's mtime, as exactly as its file system keeps times.
+pub(crate) fn is_same_time(source: &Stat, target: &Stat) -> bool {
+    let nanoseconds = source.st_mtime_nsec;
+    source.st_mtime == target.st_mtime
+        && GRAINS.iter().any(|grain| nanoseconds - nanoseconds % grain == target.st_mtime_nsec)
+}
+
 pub(crate) fn size(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }
 
+/// Nanoseconds that file systems count in.
+const GRAINS: [u64; 5] = [1, 100, 1_000, 1_000_000, 1_000_000_000];
 /// Data of a group: a second of a slow disk.
 const GROUP_BYTES_MAX: u64 = 64 << 20;
 /// Files up to this length have no holes if they take as much space as they are long: two calls fewer for each.

@@ -22,6 +22,8 @@ pub(crate) struct Ends {
     pub(crate) stage_path: PathBuf,
     /// Whether files are to be synced one by one: DEST is FUSE, which passes no syncfs(2) on.
     pub(crate) syncs_each: bool,
+    /// Whether the stage's folder was there: an earlier run did not end well, or others work here.
+    pub(crate) is_resumed: bool,
 }
 
 impl Ends {
@@ -86,17 +88,29 @@ impl Ends {
         let failed = |errno: Errno| {
             format!("{}, where staging keeps its manifest: {}", stage_path.display(), cause(errno))
         };
-        match mkdirat(&target, STAGE_DIR, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
+        let is_resumed = match mkdirat(&target, STAGE_DIR, Mode::RWXU) {
+            Ok(()) => false,
+            Err(Errno::EXIST) => true,
             Err(errno) => return Err(failed(errno).into()),
-        }
+        };
         let stage = openat(&target, STAGE_DIR, FOLDER, Mode::empty()).map_err(failed)?;
+        // Whoever writes here decides what counts as copied, and which files are linked into DEST.
+        let stat = fstat(&stage).map_err(failed)?;
+        if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
+            return Err(format!(
+                "{} is not yours alone (owner {}, mode {:o}); remove it, or run as its owner",
+                stage_path.display(),
+                stat.st_uid,
+                stat.st_mode & 0o7777
+            )
+            .into());
+        }
         if is_made {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             openat(&stage, MADE, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
         }
         let syncs_each = fstatfs(&target)?.f_type == FUSE_SUPER_MAGIC;
-        Ok(Self { source, target, stage, stage_path, syncs_each })
+        Ok(Self { source, target, stage, stage_path, syncs_each, is_resumed })
     }
 }
 

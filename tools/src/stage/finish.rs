@@ -8,15 +8,16 @@
 //!    run that finds everything there.
 //! 3. A DEST that was there before keeps its own owner, mode and times: it is somebody's mountpoint or home.
 
+use std::sync::atomic::Ordering;
+
 use rustix::fd::OwnedFd;
 use rustix::fs::{
-    AtFlags, Dir as Listing, FileType, FlockOperation, Mode, OFlags, flock, fstat, openat, statat,
-    syncfs, unlinkat,
+    AtFlags, Dir as Listing, FileType, Mode, fstat, openat, readlinkat, statat, syncfs, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::Shared;
-use super::copy::{remove, size};
+use super::copy::{is_same_time, remove, size};
 use super::links::LINKS_DIR;
 use super::manifest::part_of;
 use super::marks::{self, Opened};
@@ -52,7 +53,7 @@ impl Shared {
         let target = dir
             .target(&self.target)
             .map_err(|errno| Trouble::Call("cannot be made in DEST", errno))?;
-        if self.cleans {
+        if self.cleans.load(Ordering::Relaxed) {
             let listing = Listing::read_from(&target.fd).map_err(Trouble::writing)?;
             for entry in listing.flatten() {
                 if let Ok(name) = entry.file_name().to_str()
@@ -103,25 +104,28 @@ impl Shared {
         if kind != FileType::from_raw_mode(target.st_mode) {
             return Err(Trouble::Other("is something else in DEST".into()));
         }
-        // Not every file system keeps nanoseconds.
-        let is_same = (size(&source), source.st_mtime) == (size(&target), target.st_mtime);
+        let is_same = size(&source) == size(&target) && is_same_time(&source, &target);
         if kind == FileType::RegularFile && !is_same {
             let text =
                 "has another size or time in DEST: it changed after it was copied; run again";
             return Err(Trouble::Other(text.into()));
         }
+        if kind == FileType::Symlink {
+            let text = readlinkat(&dir.source, name, Vec::new()).map_err(Trouble::reading)?;
+            if readlinkat(&into.fd, name, Vec::new()).map_err(Trouble::verifying)? != text {
+                return Err(Trouble::Other("leads elsewhere in DEST; run again".into()));
+            }
+        }
         Ok(())
     }
 
-    /// What the parts say of themselves. Refuses while one of them runs.
+    /// What the parts say of themselves.
     pub(crate) fn parts_counts(&self) -> Result<Counts, Failure> {
         let (mut states, mut of) = (Vec::new(), None);
         for entry in Listing::read_from(&self.stage)? {
             let entry = entry?;
             let Ok(name) = entry.file_name().to_str() else { continue };
-            if let Some((part, parts)) = part_of(name, ".log") {
-                self.refuse_if_running(name, part, parts)?;
-            } else if let Some((part, parts)) = part_of(name, ".state") {
+            if let Some((part, parts)) = part_of(name, ".state") {
                 if of.is_some_and(|other| other != parts) {
                     return Err("parts of different N have run; run all parts of one N".into());
                 }
@@ -136,8 +140,15 @@ impl Shared {
             return Err("no part has run to its end here; run `sealfs stage ... --part K/N`".into());
         };
         let mut sum = Counts::default();
-        for (_, state) in &states {
-            sum.add(&state.counts);
+        for (part, PartState { counts }) in &states {
+            sum.add(counts);
+            if !counts.is_complete() {
+                self.tally.note(&format!(
+                    "part {part} of {parts}: {} failed, {} missing; report-{part}-of-{parts}.jsonl has them",
+                    counts.failed,
+                    counts.missing + counts.unread
+                ));
+            }
         }
         for part in 1..=parts {
             if !states.iter().any(|(number, _)| *number == part) {
@@ -146,16 +157,6 @@ impl Shared {
             }
         }
         Ok(sum)
-    }
-
-    fn refuse_if_running(&self, name: &str, part: u32, parts: u32) -> Result<(), Failure> {
-        let log = openat(&self.stage, name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        match flock(&log, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => {
-                Err(format!("part {part} of {parts} still runs; finish when it has ended").into())
-            }
-            result => Ok(result?),
-        }
     }
 
     /// Removes the stage's folder, or what only this run needed of it; then the root gets its marks, if it is ours.
@@ -179,7 +180,7 @@ impl Shared {
         if is_made {
             let source = super::tree::open_below(&self.source, b"").map_err(Trouble::reading)?;
             let dir = Dir::new(Vec::new(), [0; 16], source);
-            self.finish_dir(&dir, &self.target, false)?;
+            self.finish_dir(&dir, &self.target, true)?;
         }
         if self.syncs_each { rustix::fs::fsync(&self.target) } else { syncfs(&self.target) }
             .map_err(|errno| Trouble::Call("cannot be synced", errno))

@@ -126,7 +126,8 @@ impl State {
 }
 
 impl Copier<'_> {
-    /// Begins a large file, or goes on with it. All threads are asked to help. A linked one is waited for.
+    /// Begins a large file, or goes on with it, until all its segments are taken. All threads are asked to help. The end of
+    /// a linked one is waited for.
     pub(crate) fn large(
         &mut self,
         place: &Place,
@@ -137,8 +138,9 @@ impl Copier<'_> {
         let is_linked = link.is_some();
         let large = Arc::new(self.begin(place, source, stat, link)?);
         self.shared.work.add_large(Arc::clone(&large));
+        // One at a time, for each is several descriptors.
+        while self.help(&large) {}
         if is_linked {
-            while self.help(&large) {}
             large.await_end();
         }
         Ok(())
@@ -174,7 +176,7 @@ impl Copier<'_> {
                 getrandom::fill(&mut nonce)
                     .map_err(|error| Trouble::Other(format!("no random number: {error}")))?;
                 let temporary = place.key.temporary_of(&nonce);
-                let target = create(&into, &temporary, stat)?;
+                let target = create(&into, &temporary)?;
                 let record =
                     Record { key: place.key, index: BEGUN, source: fingerprint, target: nonce };
                 manifest.append(&[record]).map_err(Trouble::writing)?;
@@ -276,19 +278,22 @@ impl Copier<'_> {
             }
             self.give_up(large.place.clone(), trouble);
         }
+        self.settle_many_names();
         large.end();
     }
 
     fn complete_whole(&mut self, large: &Large, bytes: u64) -> Result<(), Trouble> {
         self.shared.finish_file(&large.source, &large.target, &large.stat, &large.into)?;
         fsync(&large.target).map_err(|errno| Trouble::Call("cannot be synced", errno))?;
-        if let Some(link) = &large.link {
-            self.shared.links.offer(&self.shared.stage, &large.into, &large.temporary, link)?;
-        }
+        let (into, temporary) = (&large.into, &large.temporary);
+        let whole = match &large.link {
+            Some(link) => self.shared.links.offer(&self.shared.stage, into, temporary, link)?,
+            None => fstat(&large.target).map_err(Trouble::writing)?,
+        };
         self.put_in_place(
             &large.place,
-            Arc::clone(&large.into),
-            &large.temporary,
+            Arc::clone(into),
+            (temporary, &whole),
             large.fingerprint,
             large.link.is_some(),
             bytes,

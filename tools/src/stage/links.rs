@@ -10,10 +10,10 @@
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, Mode, Stat, linkat, mkdirat, openat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, Stat, linkat, mkdirat, openat, statat, unlinkat};
 use rustix::io::Errno;
 
-use super::copy::{Copier, Place, remove};
+use super::copy::{Copier, Place, is_same_time, remove};
 use super::manifest::{Fingerprint, fingerprint};
 use super::names::{digest, hex};
 use super::tree::{FOLDER, Target};
@@ -53,23 +53,24 @@ impl Links {
         self.locks[usize::from(id[0]) % LOCKS].lock().expect("nobody panics while he holds it")
     }
 
-    /// Gives what lies under a temporary name to other links, or takes what another part has given.
+    /// Gives what lies under a temporary name to other links, or takes what another part has given; tells which file it is.
     pub(crate) fn offer(
         &self,
         stage: &OwnedFd,
         into: &Target,
         temporary: &str,
         id: &str,
-    ) -> Result<(), Trouble> {
+    ) -> Result<Stat, Trouble> {
         let dir = self.dir(stage)?;
         let failed = |errno| Trouble::Call("cannot be linked", errno);
         match linkat(&into.fd, temporary, dir, id, AtFlags::empty()) {
             Err(Errno::EXIST) => {
                 remove(into, temporary);
-                linkat(dir, id, &into.fd, temporary, AtFlags::empty()).map_err(failed)
+                linkat(dir, id, &into.fd, temporary, AtFlags::empty()).map_err(failed)?;
             }
-            result => result.map_err(failed),
+            result => result.map_err(failed)?,
         }
+        statat(dir, id, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
     }
 }
 
@@ -82,7 +83,16 @@ impl Copier<'_> {
         let shared = self.shared;
         let _alone = shared.links.lock(&id);
         let dir = shared.links.dir(&shared.stage)?;
-        match statat(dir, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+        let found = match statat(dir, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            // Somebody has written into it through a name in DEST: it is copied anew.
+            Ok(now) if !is_unchanged(stat, &now) => {
+                unlinkat(dir, name.as_str(), AtFlags::empty())
+                    .map_err(|errno| Trouble::Call("cannot be linked", errno))?;
+                Err(Errno::NOENT)
+            }
+            found => found,
+        };
+        let whole = match found {
             Err(Errno::NOENT) => {
                 self.make(place, stat, Some(name))?;
                 // The others wait for the lock until it is there.
@@ -90,18 +100,20 @@ impl Copier<'_> {
                 return Ok(());
             }
             Err(errno) => return Err(Trouble::Call("cannot be linked", errno)),
-            Ok(_) => {}
-        }
+            Ok(whole) => whole,
+        };
         if shared.is_linked(place, &name) {
             shared.tally.kept();
             return Ok(());
         }
         let into = self.target_of(place)?;
-        let temporary = place.key.temporary();
+        let temporary = place.key.temporary_of(&shared.nonce);
         remove(&into, &temporary);
         linkat(dir, name.as_str(), &into.fd, temporary.as_str(), AtFlags::empty())
             .map_err(|errno| Trouble::Call("cannot be linked", errno))?;
-        self.put_in_place(place, into, &temporary, source, true, 0)
+        self.put_in_place(place, into, (&temporary, &whole), source, true, 0)?;
+        self.settle_many_names();
+        Ok(())
     }
 }
 
@@ -118,6 +130,14 @@ impl super::Shared {
         };
         same().unwrap_or(false)
     }
+}
+
+/// Whether what was linked is still the source, as far as size, mtime and mode tell. The group's rights and set-id bits
+/// are not always kept.
+fn is_unchanged(source: &Stat, target: &Stat) -> bool {
+    let is_file = FileType::from_raw_mode(source.st_mode) == FileType::RegularFile;
+    let is_same_mode = (source.st_mode ^ target.st_mode) & 0o707 == 0;
+    !is_file || (source.st_size == target.st_size && is_same_time(source, target) && is_same_mode)
 }
 
 /// More than threads, so that different files seldom wait for each other.

@@ -24,6 +24,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{
@@ -94,10 +95,8 @@ impl Manifest {
         let name = format!("part-{part}-of-{parts}");
         let (log_name, base_name) = (format!("{name}.log"), format!("{name}.base"));
         let log = openat(dir, log_name.as_str(), OPEN | OFlags::CREATE, FILE_MODE)?;
-        match flock(&log, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(Refused::InUse),
-            result => result?,
-        }
+        lock(&log, FlockOperation::NonBlockingLockExclusive)?;
+        refuse_others(dir, part, parts)?;
         let mut sorter = Sorter::new(dir, &name);
         for other in manifests(dir)? {
             // Parts of one division share nothing, so that the others' records are not this one's.
@@ -119,10 +118,12 @@ impl Manifest {
         Ok(Self { log, end: Mutex::new(RECORD_LEN as u64), base, count })
     }
 
-    /// A manifest that knows nothing and is nowhere: for who reads none.
+    /// For who finishes and reads no records: knows nothing, and keeps all parts out while it is open.
     pub(crate) fn none(dir: &OwnedFd) -> Result<Self, Refused> {
-        let (log, base) =
-            (Sorter::new(dir, "finish").nameless()?, Sorter::new(dir, "finish").nameless()?);
+        let log = openat(dir, "part-0-of-0.log", OPEN | OFlags::CREATE, FILE_MODE)?;
+        lock(&log, FlockOperation::NonBlockingLockExclusive)?;
+        refuse_others(dir, 0, 0)?;
+        let base = Sorter::new(dir, "finish").nameless()?;
         Ok(Self { log, end: Mutex::new(0), base, count: 0 })
     }
 
@@ -166,6 +167,42 @@ impl Manifest {
         let mut bytes = [0; RECORD_LEN];
         let read = read_at(&self.base, &mut bytes, (number + 1) * RECORD_LEN as u64)?;
         Ok(if read == RECORD_LEN { decode(&bytes) } else { None })
+    }
+}
+
+/// Only parts of one division work at a time: those of another one share entries, and so temporary names, with them. Each
+/// locks its own log before it looks at the others', so that of two at least one is refused.
+fn refuse_others(dir: &OwnedFd, part: u32, parts: u32) -> Result<(), Refused> {
+    for other in manifests(dir)? {
+        let is_sibling = other.parts == parts || (other.part, other.parts) == (part, parts);
+        if is_sibling || !other.name.ends_with(".log") {
+            continue;
+        }
+        let log = match openat(dir, other.name.as_str(), OPEN, Mode::empty()) {
+            Err(Errno::NOENT) => continue,
+            log => log?,
+        };
+        lock(&log, FlockOperation::NonBlockingLockShared)?;
+        flock(&log, FlockOperation::Unlock)?;
+    }
+    Ok(())
+}
+
+/// Takes a lock. FUSE lets go of one some time after its process has ended, so one that is taken gets a moment.
+fn lock(log: &OwnedFd, operation: FlockOperation) -> Result<(), Refused> {
+    for _ in 0..LOCK_ATTEMPTS {
+        match flock(log, operation) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            result => return Ok(result?),
+        }
+    }
+    Err(Refused::InUse)
+}
+
+impl Drop for Manifest {
+    /// Not left to the closing, which FUSE does later.
+    fn drop(&mut self) {
+        let _ = flock(&self.log, FlockOperation::Unlock);
     }
 }
 
@@ -299,7 +336,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Cuts a torn tail and hands over every record that is whole; a file of another version holds none.
+/// Hands over every record that is whole; a file of another version holds none.
 fn read_records(
     file: &OwnedFd,
     take: &mut dyn FnMut(Record) -> Result<(), Errno>,
@@ -412,6 +449,9 @@ fn len(file: &OwnedFd) -> u64 {
 const OPEN: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 /// Names and sizes of a user's files are nobody else's business.
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// One second for a lock that its holder has already left.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const VERSION: u32 = 1;
 const RECORD_LEN: usize = 64;
 /// Records that are sorted in memory at a time: 7 MiB.
@@ -504,7 +544,14 @@ mod tests {
         let first = Manifest::open(&fd, 1, 2).unwrap();
         assert!(matches!(Manifest::open(&fd, 1, 2), Err(Refused::InUse)));
         assert!(Manifest::open(&fd, 2, 2).is_ok());
+        // Another division, and who finishes, would meet its temporary files.
+        assert!(matches!(Manifest::open(&fd, 1, 3), Err(Refused::InUse)));
+        assert!(matches!(Manifest::open(&fd, 1, 1), Err(Refused::InUse)));
+        assert!(matches!(Manifest::none(&fd), Err(Refused::InUse)));
         drop(first);
+        let finish = Manifest::none(&fd).unwrap();
+        assert!(matches!(Manifest::open(&fd, 1, 2), Err(Refused::InUse)));
+        drop(finish);
         assert!(Manifest::open(&fd, 1, 2).is_ok());
     }
 }

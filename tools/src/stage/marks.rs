@@ -69,6 +69,7 @@ pub(crate) fn apply(
     tally: &Tally,
 ) -> Result<(), Trouble> {
     let is_owner_kept = set_owner(target, now, source, tally)?;
+    let mut wanted = source.st_mode;
     for (name, value) in attributes {
         let result = match opened {
             Opened::Itself => fsetxattr(target, name.as_c_str(), value, XattrFlags::empty()),
@@ -81,11 +82,14 @@ pub(crate) fn apply(
             Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {
                 let name = name.to_string_lossy();
                 tally.note(&format!("attribute {name} is not kept: DEST or your rights forbid it"));
+                if name == ACL {
+                    wanted = without_acl(wanted, value);
+                }
             }
             Err(errno) => return Err(Trouble::Call("attributes cannot be written", errno)),
         }
     }
-    set_mode(target, opened, now, source, is_owner_kept, tally)?;
+    set_mode(target, opened, now, wanted, is_owner_kept, tally)?;
     let times = Timestamps {
         last_access: time(source.st_atime, source.st_atime_nsec),
         last_modification: time(source.st_mtime, source.st_mtime_nsec),
@@ -143,20 +147,20 @@ fn set_mode(
     target: &OwnedFd,
     opened: Opened,
     now: &Stat,
-    source: &Stat,
+    wanted: u32,
     is_owner_kept: bool,
     tally: &Tally,
 ) -> Result<(), Trouble> {
-    if FileType::from_raw_mode(source.st_mode) == FileType::Symlink {
+    if FileType::from_raw_mode(wanted) == FileType::Symlink {
         return Ok(());
     }
-    let mut mode = Mode::from_raw_mode(source.st_mode);
+    let mut mode = Mode::from_raw_mode(wanted);
     if !is_owner_kept && mode.intersects(Mode::SUID | Mode::SGID) {
         mode.remove(Mode::SUID | Mode::SGID);
         tally.note("set-id bits are not kept where the owner is not");
     }
     // What has set-id bits may have lost them, and what has an ACL shows another mode.
-    if now.st_mode == source.st_mode && now.st_mode & 0o6000 == 0 && opened == Opened::Itself {
+    if now.st_mode == wanted && now.st_mode & 0o6000 == 0 && opened == Opened::Itself {
         return Ok(());
     }
     let result = match opened {
@@ -164,6 +168,14 @@ fn set_mode(
         Opened::AsPlace => chmodat(rustix::fs::CWD, place(target).as_str(), mode, AtFlags::empty()),
     };
     result.map_err(|errno| Trouble::Call("the mode cannot be set", errno))
+}
+
+/// A mode whose group bits are the ACL's mask, with those of its owning group instead: what that may do without the ACL.
+fn without_acl(mode: u32, acl: &[u8]) -> u32 {
+    let (entries, _) = acl.get(ACL_HEAD_LEN..).unwrap_or_default().as_chunks::<8>();
+    let group = entries.iter().find(|entry| entry[..2] == ACL_GROUP);
+    let rights = group.map_or(0, |entry| u32::from(entry[2] & 7));
+    mode & (!0o070 | rights << 3)
 }
 
 /// A path that is exactly what the descriptor is, also if that is a symbolic link.
@@ -188,5 +200,35 @@ fn grow(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Err
             Err(Errno::RANGE) if buffer.len() < 1 << 16 => buffer.resize(1 << 16, 0),
             Err(errno) => return Err(errno),
         }
+    }
+}
+
+/// The attribute that is a POSIX ACL: a version in 4 bytes, then entries: tag 2, rights 2, id 4, little-endian.
+const ACL: &str = "system.posix_acl_access";
+const ACL_HEAD_LEN: usize = 4;
+/// The tag of the owning group's entry.
+const ACL_GROUP: [u8; 2] = [4, 0];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_its_acl_a_file_gives_its_group_no_more_than_before() {
+        let acl = |group: u8| {
+            let mut bytes = vec![2, 0, 0, 0];
+            for (tag, rights, id) in
+                [(1, 6, !0), (2, 7, 1_000), (4, group, !0), (16, 7, !0), (32, 0, !0_u32)]
+            {
+                bytes.extend_from_slice(&[tag, 0, rights, 0]);
+                bytes.extend_from_slice(&id.to_le_bytes());
+            }
+            bytes
+        };
+        assert_eq!(without_acl(0o100_670, &acl(0)), 0o100_600);
+        assert_eq!(without_acl(0o100_674, &acl(4)), 0o100_644);
+        // The mask bounds the group, too.
+        assert_eq!(without_acl(0o102_640, &acl(7)), 0o102_640);
+        assert_eq!(without_acl(0o100_670, b"torn"), 0o100_600);
     }
 }

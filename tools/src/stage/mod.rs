@@ -32,6 +32,7 @@ mod work;
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -51,7 +52,7 @@ use ends::{Ends, MADE};
 use finish::PartState;
 use links::Links;
 use manifest::{Manifest, Refused, part_of};
-use names::Key;
+use names::{Key, hex};
 use show::Shown;
 use tally::{Counts, Tally};
 use tree::Dir;
@@ -112,8 +113,10 @@ struct Shared {
     syncs_each: bool,
     /// Files that a thread writes before it syncs them.
     group_files_max: usize,
-    /// Whether an earlier run may have left temporary files.
-    cleans: bool,
+    /// Whether temporary files that an earlier run may have left go at the end.
+    cleans: AtomicBool,
+    /// In temporary names, so that no other process has the same ones.
+    nonce: [u8; 8],
     manifest: Manifest,
     links: Links,
     work: Work,
@@ -127,6 +130,9 @@ struct Shared {
 /// Does what the plan says.
 pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
     let started = Instant::now();
+    if let Some(limit) = plan.deadline {
+        end_at_the_latest(limit);
+    }
     // Modes are given exactly.
     rustix::process::umask(Mode::empty());
     let shared = Shared::open(plan)?;
@@ -146,6 +152,10 @@ pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
     // What the deadline has cut off is not finished; a part never is by itself.
     let is_cut_off = shared.tally.counts().is_cut_off();
     let is_last = shared.plan.finish || (shared.plan.part.is_none() && !is_cut_off);
+    if !(counts.is_complete() && shared.tally.counts().is_complete()) {
+        // The next run goes on with what large files have.
+        shared.cleans.store(false, Ordering::Relaxed);
+    }
     if is_last {
         shared.finish(&mut watch)?;
     }
@@ -155,8 +165,12 @@ pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
         counts.failed += 1;
     }
     let is_over = is_last && counts.is_complete();
-    if !shared.plan.finish && !is_over {
-        shared.write_state(&counts)?;
+    if !shared.plan.finish
+        && !is_over
+        && let Err(error) = shared.write_state(&counts)
+    {
+        shared.tally.failed(b"", &Trouble::Other(error.to_string()));
+        counts.failed += 1;
     }
     drop(watch);
     Ok(shared.conclude(&counts))
@@ -165,14 +179,14 @@ pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
 impl Shared {
     fn open(plan: Plan) -> Result<Self, Failure> {
         let ends = Ends::open(&plan)?;
-        let Ends { source, target, stage, stage_path, syncs_each } = ends;
+        let Ends { source, target, stage, stage_path, syncs_each, is_resumed } = ends;
         let (part, parts) = plan.part.unwrap_or((1, 1));
         // What finishes needs no records: it looks at DEST itself.
         let manifest =
             if plan.finish { Manifest::none(&stage) } else { Manifest::open(&stage, part, parts) };
         let manifest = manifest.map_err(|refused| match refused {
             Refused::InUse => format!(
-                "another `sealfs stage` works on part {part} of {parts} of {}; wait for it or end it",
+                "another `sealfs stage` works on {}, which only parts of one N may do at a time; wait for it or end it",
                 plan.target.display()
             ),
             Refused::Call(errno) => {
@@ -186,6 +200,8 @@ impl Shared {
                 format!("report-{part}-of-{parts}.jsonl")
             })
         });
+        let mut nonce = [0; 8];
+        getrandom::fill(&mut nonce).map_err(|error| format!("no random number: {error}"))?;
         let stat = fstat(&target)?;
         let work = Work::new(first_folder(&source)?, spill(&stage)?)?;
         Ok(Self {
@@ -194,10 +210,11 @@ impl Shared {
             source,
             target_id: (stat.st_dev, stat.st_ino),
             target,
-            cleans: plan.finish || !manifest.is_new(),
+            cleans: AtomicBool::new(plan.finish || is_resumed),
             stage,
             stage_path,
             syncs_each,
+            nonce,
             manifest,
             links: Links::new(),
             work,
@@ -255,7 +272,8 @@ impl Shared {
             }
             watch.await_end(&latch, &self.work);
         });
-        self.report_leftovers()
+        self.report_leftovers();
+        Ok(())
     }
 
     /// Folders' marks, and with `--finish` a look at everything.
@@ -271,24 +289,29 @@ impl Shared {
             }
             watch.await_end(&latch, &work);
         });
-        while let Some(folder) = work.unread_folder()? {
-            self.tally.unread(&folder.path);
-        }
+        self.report_unread(&work);
         Ok(())
     }
 
     /// What the deadline has left, to the report.
-    fn report_leftovers(&self) -> Result<(), Failure> {
+    fn report_leftovers(&self) {
         let (batches, large) = self.work.leftovers();
         batches.iter().for_each(|batch| self.report_batch(batch));
         for large in large {
             let place = large.place();
             self.report_missing(&place.dir, &place.name, &place.path);
         }
-        while let Some(folder) = self.work.unread_folder()? {
-            self.tally.unread(&folder.path);
+        self.report_unread(&self.work);
+    }
+
+    fn report_unread(&self, work: &Work) {
+        loop {
+            match work.unread_folder() {
+                Ok(Some(folder)) => self.tally.unread(&folder.path),
+                Ok(None) => return,
+                Err(error) => return self.tally.fail_walk(&error),
+            }
         }
-        Ok(())
     }
 
     fn report_batch(&self, batch: &Batch) {
@@ -331,8 +354,12 @@ impl Shared {
         let text = serde_json::to_vec(&PartState { counts: *counts })?;
         let path = self.stage_path(&temporary);
         let write = || {
-            std::fs::write(&path, text)?;
-            std::fs::File::open(&path)?.sync_all()?;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
+            let mode = Mode::RUSR | Mode::WUSR;
+            let file = openat(&self.stage, temporary.as_str(), flags | OFlags::CLOEXEC, mode)?;
+            let mut file = std::fs::File::from(file);
+            file.write_all(&text)?;
+            file.sync_all()?;
             renameat(&self.stage, temporary.as_str(), &self.stage, name.as_str())?;
             std::io::Result::Ok(rustix::fs::fsync(&self.stage)?)
         };
@@ -363,8 +390,8 @@ struct Watch<'a> {
 impl<'a> Watch<'a> {
     fn new(shared: &'a Shared, started: Instant) -> Self {
         let limit = shared.plan.deadline;
-        let grace = limit.map_or(GRACE_MAX, |limit| (limit / 10).clamp(GRACE_MIN, GRACE_MAX));
-        let deadline = limit.map(|limit| started + limit);
+        let grace = limit.map_or(GRACE_MAX, grace);
+        let deadline = limit.and_then(|limit| started.checked_add(limit));
         Self { shared, deadline, grace, shown: Shown::new(shared) }
     }
 
@@ -402,6 +429,24 @@ impl<'a> Watch<'a> {
     }
 }
 
+/// Ends the process when everything else that a deadline does has failed, wherever a thread hangs.
+fn end_at_the_latest(limit: Duration) {
+    let last = limit.saturating_add(grace(limit) + 2 * HANG_MAX);
+    thread::spawn(move || {
+        thread::sleep(last);
+        let _ = writeln!(
+            std::io::stderr(),
+            "sealfs stage: SOURCE or DEST does not answer; what is missing is not listed: run again"
+        );
+        std::process::exit(3);
+    });
+}
+
+/// Time after a deadline to list what is missing.
+fn grace(limit: Duration) -> Duration {
+    (limit / 10).clamp(GRACE_MIN, GRACE_MAX)
+}
+
 /// Threads that have not ended.
 struct Latch {
     left: Mutex<usize>,
@@ -431,7 +476,9 @@ fn first_folder(source: &OwnedFd) -> Result<Folder, Failure> {
 
 /// A file without a name for folders that memory does not hold.
 fn spill(stage: &OwnedFd) -> Result<std::fs::File, Failure> {
-    let name = format!("folders-{}", std::process::id());
+    let mut nonce = [0; 8];
+    getrandom::fill(&mut nonce).map_err(|error| format!("no random number: {error}"))?;
+    let name = format!("folders-{}", hex(&nonce));
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let file = openat(stage, name.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
     unlinkat(stage, name.as_str(), AtFlags::empty())?;
@@ -446,8 +493,8 @@ fn group_files_max(workers: usize) -> usize {
     limit.current = limit.maximum;
     let now = if setrlimit(Resource::Nofile, limit).is_ok() { limit.current } else { before };
     let most = now.map_or(usize::MAX, |now| usize::try_from(now).unwrap_or(usize::MAX));
-    // A file of a group may hold three: itself, and its folder on both sides.
-    (most.saturating_sub(DESCRIPTORS_BESIDE) / (3 * workers.max(1))).clamp(1, GROUP_FILES_MAX)
+    // A file of a group may hold three: itself, and its folder on both sides. One of the group before it holds its folder.
+    (most.saturating_sub(DESCRIPTORS_BESIDE) / (4 * workers.max(1))).clamp(1, GROUP_FILES_MAX)
 }
 
 const NO_PANIC: &str = "nobody panics while he holds it";

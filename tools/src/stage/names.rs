@@ -1,7 +1,7 @@
 //! Paths as staging sees them: bytes relative to SOURCE and DEST, which are the same on both sides.
 //!
-//! A path has no leading slash, the root is empty, and any byte but 0 may stand in it. Its [`Key`] says which part copies it
-//! and under what name it lies in DEST until it is complete.
+//! A path has no leading slash, the root is empty, and any byte but 0 may stand in it. Its [`Key`] says which part copies it,
+//! and begins the name that it has in DEST until it is complete.
 //!
 //! 1. The key depends on the path alone: all parts on all nodes, today and in a second run, agree on it.
 //! 2. A temporary name is longer than none that a file system must allow (255 bytes), whatever the file's own name.
@@ -32,12 +32,8 @@ impl Key {
         u32::try_from(part).expect("it is at most `parts`")
     }
 
-    /// The name that the file has in its folder until it is complete.
-    pub(crate) fn temporary(self) -> String {
-        format!("{TEMPORARY}{}", hex(&self.0))
-    }
-
-    /// The same for a file that a later run may go on with: `nonce` tells it from one that had the name before.
+    /// The name that the file has in its folder until it is complete. `nonce` is the process's, or that of a large file which
+    /// a later run may go on with: it tells it from one that had the name before.
     pub(crate) fn temporary_of(self, nonce: &[u8]) -> String {
         format!("{TEMPORARY}{}-{}", hex(&self.0), hex(nonce))
     }
@@ -130,7 +126,6 @@ mod tests {
     #[test]
     fn temporary_names_are_known_again_and_short_enough() {
         let key = Key::of(&[b'x'; 255]);
-        assert!(is_temporary(key.temporary().as_bytes()));
         assert!(is_temporary(key.temporary_of(&[7; 8]).as_bytes()));
         assert!(key.temporary_of(&[7; 8]).len() <= 255);
         assert!(!is_temporary(b".sealfs-tmp-mine"));

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -179,13 +180,17 @@ impl Tally {
     pub(crate) fn missing(&self, path: &[u8], bytes: u64) {
         self.missing.fetch_add(1, Ordering::Relaxed);
         self.missing_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.report(&json!({"event": "missing", "path": shown(path), "bytes": bytes}));
+        let event = json!({"event": "missing", "path": shown(path), "bytes": bytes});
+        self.report(&event);
+        self.event(&event);
     }
 
     /// The deadline came before anybody looked into the folder.
     pub(crate) fn unread(&self, path: &[u8]) {
         self.unread.fetch_add(1, Ordering::Relaxed);
-        self.report(&json!({"event": "unread", "path": shown(path)}));
+        let event = json!({"event": "unread", "path": shown(path)});
+        self.report(&event);
+        self.event(&event);
     }
 
     /// Something that holds for many entries and fails none: said once.
@@ -275,7 +280,9 @@ impl Tally {
     fn report(&self, line: &Value) {
         let mut report = self.report.lock().expect(NO_PANIC);
         if report.file.is_none() && report.error.is_none() {
-            match File::create(&report.path) {
+            let mut options = File::options();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            match options.open(&report.path) {
                 Ok(file) => report.file = Some(BufWriter::new(file)),
                 Err(error) => report.error = Some(error),
             }

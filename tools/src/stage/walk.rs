@@ -33,7 +33,10 @@ impl Shared {
             let folder = match work.folder() {
                 Ok(Some(folder)) => folder,
                 Ok(None) => return,
-                Err(error) => return self.tally.fail_walk(&error),
+                Err(error) => {
+                    work.cut();
+                    return self.tally.fail_walk(&error);
+                }
             };
             if let Err(trouble) = self.walk_folder(work, &folder, visit)
                 && self.is_new_failure(&folder)

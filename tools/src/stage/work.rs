@@ -147,7 +147,7 @@ impl Work {
                 self.changed.notify_all();
                 return Task::Batch(batch);
             }
-            if state.open == 0 && state.folders.is_empty() {
+            if state.open == 0 && (state.folders.is_empty() || state.is_cut) {
                 return Task::End;
             }
             if !waits {
@@ -213,8 +213,7 @@ impl Backlog {
         // The older half goes: what was found last is deepest, and leads to the end soonest.
         let half = self.memory.len().div_ceil(2);
         let mut bytes = Vec::new();
-        for folder in self.memory.drain(..half) {
-            self.memory_len -= folder.path.len() + FOLDER_LEN;
+        for folder in &self.memory[..half] {
             let len = u32::try_from(folder.path.len()).expect("paths are shorter than 4 GiB");
             bytes.extend_from_slice(&len.to_le_bytes());
             bytes.extend_from_slice(&folder.device.to_le_bytes());
@@ -222,6 +221,9 @@ impl Backlog {
             bytes.extend_from_slice(&folder.path);
         }
         self.file.write_all_at(&bytes, self.written)?;
+        for folder in self.memory.drain(..half) {
+            self.memory_len -= folder.path.len() + FOLDER_LEN;
+        }
         self.written += bytes.len() as u64;
         Ok(())
     }
