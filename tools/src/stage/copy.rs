@@ -7,8 +7,8 @@
 //!
 //! 1. Nobody sees a file under its name before its data is durable and was compared.
 //! 2. A record is written, and an entry counted, when its name is durable.
-//! 3. Files go in groups of at most 64 (fewer with few descriptors) and [`GROUP_BYTES_MAX`], so that a sync serves many. A local file system
-//!    gets one syncfs(2) per group. FUSE passes no syncfs(2) on, so there each file and each folder is synced; a node of
+//! 3. Files go in groups of at most 64 (fewer with few descriptors) and [`GROUP_BYTES_MAX`], so that a sync serves many. A known
+//!    local file system gets one syncfs(2) per group. Elsewhere (FUSE passes none on) each file and folder is synced; a node of
 //!    sealfs has then less to do with each one, for its first sync covers what came before.
 //! 4. A source that is another one after it was read (inode, size, mtime, ctime) is copied anew.
 //!
@@ -323,18 +323,20 @@ impl<'a> Copier<'a> {
     /// Makes durable: the data and attributes of what was written, the names of what was renamed.
     fn sync(&self) -> Result<(), Errno> {
         if !self.shared.syncs_each {
-            return syncfs(&self.root);
+            syncfs(&self.root)?;
         }
         for written in &self.written {
             // A link or a special file has no descriptor to sync; its folder's sync takes it along.
-            if written.copied.is_some() {
+            if written.copied.is_some() && self.shared.syncs(&written.target)? {
                 fsync(&written.target)?;
             }
         }
         let mut last: Option<&Arc<Target>> = None;
         for renamed in &self.renamed {
             if !last.is_some_and(|last| Arc::ptr_eq(last, &renamed.into)) {
-                fsync(&renamed.into.fd)?;
+                if self.shared.syncs(&renamed.into.fd)? {
+                    fsync(&renamed.into.fd)?;
+                }
                 last = Some(&renamed.into);
             }
         }

@@ -20,7 +20,7 @@ pub(crate) struct Ends {
     pub(crate) stage: OwnedFd,
     /// Where the stage's folder is, for people.
     pub(crate) stage_path: PathBuf,
-    /// Whether files are to be synced one by one: DEST is FUSE, which passes no syncfs(2) on.
+    /// Whether files are to be synced one by one: DEST is not known to make all durable by a syncfs(2).
     pub(crate) syncs_each: bool,
     /// Whether the stage's folder was there: an earlier run did not end well, or others work here.
     pub(crate) is_resumed: bool,
@@ -109,7 +109,7 @@ impl Ends {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             openat(&stage, MADE, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
         }
-        let syncs_each = fstatfs(&target)?.f_type == FUSE_SUPER_MAGIC;
+        let syncs_each = !SYNCED_AS_ONE.contains(&fstatfs(&target)?.f_type);
         Ok(Self { source, target, stage, stage_path, syncs_each, is_resumed })
     }
 }
@@ -215,8 +215,8 @@ fn cause(errno: Errno) -> std::io::Error {
 
 /// A mark in the stage's folder: DEST is ours, and gets SOURCE's owner, mode and times.
 pub(crate) const MADE: &str = "made";
-/// statfs(2): f_type of any FUSE.
-const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
+/// statfs(2): f_type of file systems whose syncfs(2) makes all durable and tells of errors: ext4, xfs, btrfs, tmpfs.
+const SYNCED_AS_ONE: [rustix::fs::FsWord; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
 
 #[cfg(test)]
 mod tests {

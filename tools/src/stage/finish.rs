@@ -77,7 +77,7 @@ impl Shared {
         }
         let now = fstat(target).map_err(Trouble::writing)?;
         marks::apply(target, Opened::Itself, &now, &stat, &attributes, &self.tally)?;
-        if self.syncs_each {
+        if self.syncs(target).map_err(Trouble::writing)? {
             rustix::fs::fsync(target).map_err(|errno| Trouble::Call("cannot be synced", errno))?;
         }
         Ok(())

@@ -35,7 +35,7 @@ use std::ffi::CStr;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::Failure;
 use copy::{Copier, data_len};
@@ -133,6 +135,7 @@ pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
     if let Some(limit) = plan.deadline {
         end_at_the_latest(limit);
     }
+    let signal = signals()?;
     // Modes are given exactly.
     rustix::process::umask(Mode::empty());
     let shared = Shared::open(plan)?;
@@ -142,7 +145,7 @@ pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
         "part": shared.part, "parts": shared.parts, "finish": shared.plan.finish,
         "resumed": !shared.manifest.is_new(),
     }));
-    let mut watch = Watch::new(&shared, started);
+    let mut watch = Watch::new(&shared, started, signal);
     let mut counts = Counts::default();
     if shared.plan.finish {
         counts = shared.parts_counts()?;
@@ -224,6 +227,11 @@ impl Shared {
             stop: AtomicBool::new(false),
             plan,
         })
+    }
+
+    /// Whether an object is to be synced by itself: no syncfs(2) of DEST covers it.
+    fn syncs(&self, object: &OwnedFd) -> Result<bool, Errno> {
+        Ok(self.syncs_each || fstat(object)?.st_dev != self.target_id.0)
     }
 
     fn is_stopped(&self) -> bool {
@@ -384,15 +392,17 @@ struct Watch<'a> {
     shared: &'a Shared,
     deadline: Option<Instant>,
     grace: Duration,
+    /// Somebody wants the process to end.
+    signal: Arc<AtomicBool>,
     shown: Shown<'a>,
 }
 
 impl<'a> Watch<'a> {
-    fn new(shared: &'a Shared, started: Instant) -> Self {
+    fn new(shared: &'a Shared, started: Instant, signal: Arc<AtomicBool>) -> Self {
         let limit = shared.plan.deadline;
         let grace = limit.map_or(GRACE_MAX, grace);
         let deadline = limit.and_then(|limit| started.checked_add(limit));
-        Self { shared, deadline, grace, shown: Shown::new(shared) }
+        Self { shared, deadline, grace, signal, shown: Shown::new(shared) }
     }
 
     /// Returns when all threads have ended. After the deadline they are told to; those that hang in a system call do not,
@@ -400,6 +410,13 @@ impl<'a> Watch<'a> {
     fn await_end(&mut self, latch: &Latch, work: &Work) {
         while !latch.is_open_within(TICK) {
             self.shown.tick();
+            if self.signal.swap(false, Ordering::Relaxed) {
+                self.shared.tally.note("a signal came: this is the deadline");
+                let now = Instant::now();
+                self.deadline = Some(self.deadline.map_or(now, |deadline| deadline.min(now)));
+                self.grace = GRACE_MIN;
+                end_at_the_latest(Duration::ZERO);
+            }
             let Some(late) =
                 self.deadline.and_then(|deadline| Instant::now().checked_duration_since(deadline))
             else {
@@ -427,6 +444,17 @@ impl<'a> Watch<'a> {
         tally.conclude("deadline", &counts);
         std::process::exit(3);
     }
+}
+
+/// Tells when SIGTERM or SIGINT came; the one after that ends the process at once.
+fn signals() -> std::io::Result<Arc<AtomicBool>> {
+    let (came, again) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    for signal in [SIGTERM, SIGINT] {
+        flag::register_conditional_default(signal, Arc::clone(&again))?;
+        flag::register(signal, Arc::clone(&again))?;
+        flag::register(signal, Arc::clone(&came))?;
+    }
+    Ok(came)
 }
 
 /// Ends the process when everything else that a deadline does has failed, wherever a thread hangs.

@@ -52,6 +52,16 @@ struct Report {
     error: Option<std::io::Error>,
 }
 
+impl Report {
+    /// From here on stderr is the report; what the file has not taken goes there first.
+    fn fail(&mut self, error: std::io::Error) {
+        if let Some(file) = &self.file {
+            let _ = std::io::stderr().write_all(file.buffer());
+        }
+        self.error.get_or_insert(error);
+    }
+}
+
 /// The counters at one moment.
 #[derive(Clone, Copy, Default, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Counts {
@@ -269,10 +279,14 @@ impl Tally {
     /// Where the report is, if there is something in it.
     fn close_report(&self) -> Option<String> {
         let mut report = self.report.lock().expect(NO_PANIC);
-        let flushed = report.file.as_mut().map_or(Ok(()), Write::flush);
-        if let Some(error) = flushed.err().or(report.error.take()) {
+        if report.error.is_none()
+            && let Some(Err(error)) = report.file.as_mut().map(Write::flush)
+        {
+            report.fail(error);
+        }
+        if let Some(error) = &report.error {
             let path = report.path.display();
-            say!("sealfs stage: the report {path} is not whole: {error}");
+            say!("sealfs stage: the report {path} is not whole ({error}); what it lacks is above");
         }
         report.file.as_ref().map(|_| report.path.display().to_string())
     }
@@ -287,10 +301,15 @@ impl Tally {
                 Err(error) => report.error = Some(error),
             }
         }
-        if let Some(file) = &mut report.file
-            && let Err(error) = writeln!(file, "{line}")
+        let line = format!("{line}\n");
+        if report.error.is_none()
+            && let Some(Err(error)) =
+                report.file.as_mut().map(|file| file.write_all(line.as_bytes()))
         {
-            report.error = Some(error);
+            report.fail(error);
+        }
+        if report.error.is_some() {
+            let _ = std::io::stderr().write_all(line.as_bytes());
         }
     }
 
