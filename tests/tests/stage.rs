@@ -651,3 +651,37 @@ fn what_a_full_dest_cannot_hold_is_all_named() {
     assert!(named > 200, "{named} of {done}");
     assert_eq!(named + done["entries"].as_u64().unwrap(), 300, "{done}");
 }
+
+#[test]
+fn a_users_dest_gets_its_mode_back() {
+    let (dir, source, _) = dirs();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(source.join("file"), "x").unwrap();
+    let own = dir.path().join("sealfs");
+    fs::copy(binary(), &own).unwrap();
+    let dest = dir.path().join("home");
+    fs::create_dir(&dest).unwrap();
+    std::os::unix::fs::chown(&dest, Some(4321), Some(4321)).unwrap();
+    fs::set_permissions(&dest, fs::Permissions::from_mode(0o555)).unwrap();
+    let stage_as_user = |more: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "4321", "--regid", "4321", "--clear-groups"]).arg(&own);
+        command.args(["stage", "in", "--any"]).arg(&source).arg(&dest).args(more);
+        command
+    };
+    let mode = || fs::metadata(&dest).unwrap().mode() & 0o7777;
+    // Two parts: the second one finds what the first one made of it.
+    for more in [&["--part", "1/2"][..], &["--part", "2/2"], &["--finish"]] {
+        expect(0, &mut stage_as_user(more));
+    }
+    assert_eq!(mode(), 0o555);
+    assert!(dest.join("file").exists() && !dest.join(".sealfs-stage").exists());
+    for _ in 0..2 {
+        expect(0, &mut stage_as_user(&["--keep-manifest"]));
+        assert_eq!(mode(), 0o555);
+    }
+    let mut users_mind = Command::new("chmod");
+    expect(0, users_mind.arg("0750").arg(&dest));
+    expect(0, &mut stage_as_user(&[]));
+    assert_eq!(mode(), 0o750);
+}

@@ -1,6 +1,7 @@
 //! SOURCE and DEST: opened, and refused where they are not what the caller thinks.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -72,7 +73,6 @@ impl Ends {
             }
             (None, None) => return Err("DEST is gone".into()),
         };
-        let_owner_write(&target)?;
         Self::with_stage(source, target, &parent, name, is_made)
     }
 
@@ -83,6 +83,7 @@ impl Ends {
         name: Option<&std::ffi::OsStr>,
         is_made: bool,
     ) -> Result<Self, Failure> {
+        let former_mode = let_owner_write(&target)?;
         let path = name.map_or_else(|| parent.to_owned(), |name| parent.join(name));
         let stage_path = path.join(STAGE_DIR);
         let failed = |errno: Errno| {
@@ -104,6 +105,15 @@ impl Ends {
                 stat.st_mode & 0o7777
             )
             .into());
+        }
+        if let Some(mode) = former_mode {
+            // CRASH before this line: DEST keeps the rights that its owner was given.
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            match openat(&stage, FORMER_MODE, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(file) => fs::File::from(file).write_all(&mode.as_raw_mode().to_le_bytes())?,
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed(errno).into()),
+            }
         }
         if is_made {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -215,6 +225,8 @@ fn cause(errno: Errno) -> std::io::Error {
 
 /// A mark in the stage's folder: DEST is ours, and gets SOURCE's owner, mode and times.
 pub(crate) const MADE: &str = "made";
+/// A file there: the mode that DEST had before its owner got the right to write into it, as 4 bytes, little-endian.
+pub(crate) const FORMER_MODE: &str = "former-mode";
 /// statfs(2): f_type of file systems whose syncfs(2) makes all durable and tells of errors: ext4, xfs, btrfs, tmpfs.
 const SYNCED_AS_ONE: [rustix::fs::FsWord; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
 

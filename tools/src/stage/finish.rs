@@ -8,16 +8,19 @@
 //!    run that finds everything there.
 //! 3. A DEST that was there before keeps its own owner, mode and times: it is somebody's mountpoint or home.
 
+use std::io::Read;
 use std::sync::atomic::Ordering;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{
-    AtFlags, Dir as Listing, FileType, Mode, fstat, openat, readlinkat, statat, syncfs, unlinkat,
+    AtFlags, Dir as Listing, FileType, Mode, OFlags, fchmod, fstat, openat, readlinkat, statat,
+    syncfs, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::Shared;
 use super::copy::{is_same_time, remove, size};
+use super::ends::FORMER_MODE;
 use super::links::LINKS_DIR;
 use super::manifest::part_of;
 use super::marks::{self, Opened};
@@ -163,6 +166,7 @@ impl Shared {
     pub(crate) fn finish_root(&self, is_complete: bool) -> Result<(), Trouble> {
         let failed = |errno| Trouble::Call("the stage's folder cannot be removed", errno);
         let is_made = self.made_dest();
+        let former_mode = if is_complete && !is_made { self.take_former_mode() } else { None };
         if is_complete {
             match openat(&self.stage, LINKS_DIR, FOLDER, Mode::empty()) {
                 Ok(links) => {
@@ -177,6 +181,14 @@ impl Shared {
                 unlinkat(&self.target, STAGE_DIR, AtFlags::REMOVEDIR).map_err(failed)?;
             }
         }
+        if let Some(mode) = former_mode {
+            let now = Mode::from_raw_mode(fstat(&self.target).map_err(Trouble::writing)?.st_mode);
+            if now == mode | Mode::RWXU {
+                fchmod(&self.target, mode).map_err(|errno| {
+                    Trouble::Call("cannot be given the mode back that it had", errno)
+                })?;
+            }
+        }
         if is_made {
             let source = super::tree::open_below(&self.source, b"").map_err(Trouble::reading)?;
             let dir = Dir::new(Vec::new(), [0; 16], source);
@@ -184,6 +196,18 @@ impl Shared {
         }
         if self.syncs_each { rustix::fs::fsync(&self.target) } else { syncfs(&self.target) }
             .map_err(|errno| Trouble::Call("cannot be synced", errno))
+    }
+}
+
+impl Shared {
+    /// The mode that DEST gets back, and no later run gives it again.
+    fn take_former_mode(&self) -> Option<Mode> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&self.stage, FORMER_MODE, flags, Mode::empty()).ok()?;
+        let mut bytes = [0; 4];
+        std::fs::File::from(file).read_exact(&mut bytes).ok()?;
+        unlinkat(&self.stage, FORMER_MODE, AtFlags::empty()).ok()?;
+        Some(Mode::from_raw_mode(u32::from_le_bytes(bytes)))
     }
 }
 

@@ -109,17 +109,19 @@ fn make_below(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
 }
 
 /// A folder of ours that its owner may not write into: an earlier run gave it the source's mode. It gets it again at the end.
-pub(crate) fn let_owner_write(dir: &OwnedFd) -> Result<(), Errno> {
+/// Tells the mode that it had, if that was changed.
+pub(crate) fn let_owner_write(dir: &OwnedFd) -> Result<Option<Mode>, Errno> {
     let uid = rustix::process::geteuid();
     if uid.is_root() {
-        return Ok(());
+        return Ok(None);
     }
     let stat = fstat(dir)?;
     let mode = Mode::from_raw_mode(stat.st_mode);
     if stat.st_uid == uid.as_raw() && !mode.contains(Mode::RWXU) {
         fchmod(dir, mode | Mode::RWXU)?;
+        return Ok(Some(mode));
     }
-    Ok(())
+    Ok(None)
 }
 
 /// How folders are opened: as folders, never through a link.
