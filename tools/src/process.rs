@@ -6,7 +6,6 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -14,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::Failure;
@@ -68,13 +68,17 @@ pub(crate) fn last_line(log: &Path) -> String {
 
 /// The running processes whose stderr is the file `log`.
 pub(crate) fn writing_to(log: &Path) -> Vec<Pid> {
-    let Ok(log) = fs::metadata(log) else { return Vec::new() };
-    all()
-        .filter(|pid| {
-            fs::metadata(format!("/proc/{}/fd/2", pid.as_raw_nonzero()))
-                .is_ok_and(|found| (found.dev(), found.ino()) == (log.dev(), log.ino()))
-        })
-        .collect()
+    let Some(log) = identity(log) else { return Vec::new() };
+    let stderr = |pid: &Pid| identity(format!("/proc/{}/fd/2", pid.as_raw_nonzero()).as_ref());
+    all().filter(|pid| stderr(pid) == Some(log)).collect()
+}
+
+/// Which file `path` leads to: its device and inode. Others' open files are looked at, too, and lie on file systems that may
+/// not answer: nobody is asked for what the kernel does not know.
+pub(crate) fn identity(path: &Path) -> Option<(u32, u32, u64)> {
+    let flags = AtFlags::STATX_DONT_SYNC;
+    let found = rustix::fs::statx(CWD, path, flags, StatxFlags::INO).ok()?;
+    Some((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
 /// All processes that /proc lists.

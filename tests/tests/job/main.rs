@@ -380,6 +380,68 @@ fn what_is_not_staged_out_is_named_on_all_nodes_and_kept_if_the_site_says_so() {
 }
 
 #[test]
+fn what_a_killed_down_has_left_is_dead_and_reaped() {
+    let nodes = Nodes::new(2, "");
+    let node = &nodes.all[0];
+    nodes.up_well("14", &[]);
+    node.shell(USER, "mkdir /mnt/sealfs/14/results").unwrap();
+    // It waits for the other node when it is killed.
+    let words = ["down", "--id", "14", "--stage-out", "results:/run/project/out"];
+    let mut down = node.job_command(&words).stderr(Stdio::null()).spawn().unwrap();
+    while !said(&node.job(&["status"])).contains(" ending ") {
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(node.kill("down") > 0);
+    down.wait().unwrap();
+    assert!(said(&node.job(&["status"])).contains(" dead "));
+    let output = node.job(&["reap"]);
+    assert_eq!((output.status.success(), &*output.stdout), (true, &b"14\n"[..]), "{output:?}");
+    nodes.down("14");
+    nodes.assert_clean();
+}
+
+#[test]
+fn a_program_whose_stderr_does_not_answer_keeps_no_other_job_from_ending() {
+    let nodes = Nodes::new(1, "");
+    let node = &nodes.all[0];
+    nodes.up_well("15", &[]);
+    nodes.up_well("16", &[]);
+    let mut command = node.command("/bin/sh");
+    command.args(["-c", "exec sleep 1000 2> /mnt/sealfs/15/errors"]);
+    let mut user = command.stdout(Stdio::null()).spawn().unwrap();
+    while node.shell(0, "ls /mnt/sealfs/15/errors").is_err() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let words = node.processes();
+    let server = words.iter().find(|one| one.1.contains("/sealfs-jobs/15/data")).unwrap().0;
+    node.shell(0, &format!("kill -STOP {server}")).unwrap();
+    // The kernel knows attributes for a second; then it would ask for them.
+    thread::sleep(Duration::from_millis(1_500));
+    let mut bounded = node.command("/usr/bin/timeout");
+    bounded.args(["20", "/run/site/sealfs", "job", "down", "--id", "16"]);
+    let output = bounded.args(["--config", "/run/site/job.toml"]).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    node.shell(0, &format!("kill -CONT {server}")).unwrap();
+    nodes.down("15");
+    user.kill().unwrap();
+    user.wait().unwrap();
+    nodes.assert_clean();
+}
+
+#[test]
+fn logs_outlive_a_job_where_the_site_says() {
+    let nodes = Nodes::new(1, "log-dir = '/run/logs'\n");
+    let node = &nodes.all[0];
+    nodes.up_well("17", &[]);
+    assert!(node.shell(0, "ls /run/logs/*").is_err(), "processes are found by their logs");
+    nodes.down("17");
+    let listed = node.shell(0, "stat -c '%n %a' /run/logs/*").unwrap();
+    assert_eq!(listed, "/run/logs/17.mount.log 600\n/run/logs/17.server.log 600\n");
+    node.shell(0, "grep -q 'formatted' /run/logs/17.server.log; rm -r /run/logs").unwrap();
+    nodes.assert_clean();
+}
+
+#[test]
 fn a_node_that_never_stages_out_is_waited_for_no_longer_than_the_deadline() {
     let nodes = Nodes::new(2, "");
     nodes.up_well("12", &[]);

@@ -40,7 +40,14 @@ pub(super) fn down(site: &Site, id: &str, stage_out: &[Pair], force: bool) -> Re
     if stage_out.is_empty() && !force {
         check_not_kept(&home)?;
     }
-    let record = home.record().filter(|record| record.is_up && !stage_out.is_empty() && !force);
+    let mut record = home.record();
+    if let Some(record) = &mut record {
+        // CRASH: from here on the job is over, and `reap` goes on where this has stopped.
+        record.is_ending = true;
+        home.set_record(record)?;
+    }
+    let copies = !stage_out.is_empty() && !force;
+    let record = record.filter(|record| record.is_up && copies);
     let staged = record.map_or(Ok(()), |mut record| {
         let staged = copy_out(&site, &home, &record, stage_out);
         record.is_kept = staged.is_err() && site.keep_failed;
@@ -128,6 +135,7 @@ pub(super) fn tear_down(site: &Site, home: &Home) -> Result<(), Failure> {
     if !left.is_empty() {
         return Err(left.join("; ").into());
     }
+    node::keep_logs(&record);
     home.empty()
 }
 
@@ -144,8 +152,10 @@ fn guess(site: &Site, home: &Home) -> Result<Record, Failure> {
         mountpoint: trusted(&site.mount, 0o755)?.join(&home.id),
         data: Data::Directory(trusted(&site.data, 0o700)?.join(&home.id)),
         logs: home.dir.clone(),
+        logs_kept: None,
         cgroup: None,
         is_up: false,
+        is_ending: true,
         is_kept: false,
     })
 }

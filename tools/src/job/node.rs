@@ -7,7 +7,7 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,11 +31,22 @@ pub(super) fn mount_log(record: &Record) -> PathBuf {
     log_of(record, "mount")
 }
 
-/// A log; in a directory of the site's, those of several jobs lie side by side.
+/// One of the logs.
 pub(super) fn log_of(record: &Record, what: &str) -> PathBuf {
-    let is_own = record.logs.ends_with(&record.id);
-    let prefix = if is_own { String::new() } else { format!("{}.", record.id) };
-    record.logs.join(format!("{prefix}{what}.log"))
+    record.logs.join(format!("{what}.log"))
+}
+
+/// Appends the logs to those that the site keeps, if it does. The job ends all the same if that fails.
+pub(super) fn keep_logs(record: &Record) {
+    let Some(directory) = &record.logs_kept else { return };
+    for what in ["server", "mount", "stage"] {
+        let kept = directory.join(format!("{}.{what}.log", record.id));
+        let Ok(mut log) = fs::File::open(log_of(record, what)) else { continue };
+        let opened = fs::File::options().create(true).append(true).mode(0o600).open(&kept);
+        if let Err(error) = opened.and_then(|mut kept| io::copy(&mut log, &mut kept)) {
+            eprintln!("sealfs: job {}: cannot keep the log {}: {error}", record.id, kept.display());
+        }
+    }
 }
 
 /// The first of the job's candidates that no other job of this node has and that nobody listens on.

@@ -66,7 +66,8 @@ fn all(site: &Site) -> BTreeSet<String> {
 }
 
 fn is_living(record: &Record) -> bool {
-    record.is_up && !record.is_kept && record.boot == state::boot() && node::is_serving(record)
+    let is_wanted = record.is_up && !record.is_ending && !record.is_kept;
+    is_wanted && record.boot == state::boot() && node::is_serving(record)
 }
 
 /// One job, as `status` shows it.

@@ -76,7 +76,7 @@ pub(crate) struct Settings {
     /// How nodes reach one another, `%h` being a name of the host list: `%h-ib`.
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) address: Option<String>,
-    /// Where logs are kept beyond the end of a job.
+    /// Where logs are appended to `ID.server.log` and `ID.mount.log` when a job ends. Default: they go with it.
     #[arg(long, value_name = "DIR")]
     pub(crate) log_dir: Option<PathBuf>,
 }

@@ -47,12 +47,18 @@ pub(super) struct Record {
     pub(super) mountpoint: PathBuf,
     /// Where its data lies.
     pub(super) data: Data,
-    /// Where logs are.
+    /// Where logs are: in the job's own directory, for processes are found by them, and others would rotate them.
     pub(super) logs: PathBuf,
+    /// Where they are appended to what is there of the job, when it ends.
+    #[serde(default)]
+    pub(super) logs_kept: Option<PathBuf>,
     /// The control group of the server, if it has one.
     pub(super) cgroup: Option<PathBuf>,
     /// `up` has ended well.
     pub(super) is_up: bool,
+    /// `down` has begun: whatever still runs is nobody's any more.
+    #[serde(default)]
+    pub(super) is_ending: bool,
     /// It was to end, and its files could not be staged out.
     pub(super) is_kept: bool,
 }
@@ -207,14 +213,12 @@ impl Home {
 
     /// Other processes that run `up` on this job.
     fn ups(&self) -> Vec<Pid> {
-        let Ok(dir) = fs::metadata(&self.dir) else { return Vec::new() };
+        let Some(dir) = process::identity(&self.dir) else { return Vec::new() };
         let me = rustix::process::getpid();
         let holds = |pid: &Pid| {
             let fds = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()));
-            fds.into_iter().flatten().flatten().any(|fd| {
-                fs::metadata(fd.path())
-                    .is_ok_and(|found| (found.dev(), found.ino()) == (dir.dev(), dir.ino()))
-            })
+            let mut fds = fds.into_iter().flatten().flatten();
+            fds.any(|fd| process::identity(&fd.path()) == Some(dir))
         };
         process::all().filter(|pid| *pid != me && is_up(*pid) && holds(pid)).collect()
     }
@@ -329,7 +333,9 @@ mod tests {
             mountpoint: "/m".into(),
             data: Data::Memory("/x".into()),
             logs: "/l".into(),
+            logs_kept: None,
             cgroup: None,
+            is_ending: false,
             is_up: false,
             is_kept: false,
         };

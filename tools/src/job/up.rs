@@ -88,10 +88,7 @@ fn write_record(site: &Site, home: &Home, wanted: Wanted) -> Result<Record, Fail
         }
         Store::Memory => Data::Memory(memory(site, home)?),
     };
-    let logs = match &site.log_dir {
-        Some(directory) => trusted(directory, 0o750)?,
-        None => home.dir.clone(),
-    };
+    let logs_kept = site.log_dir.as_ref().map(|directory| trusted(directory, 0o750));
     let cgroup = site.memory_max.map(|_| cgroup::place(&home.id, &wanted.hosts[wanted.me]));
     // Until the record is written, no other job may see the port as free.
     let ports = state::lock_ports(&site.state)?;
@@ -106,9 +103,11 @@ fn write_record(site: &Site, home: &Home, wanted: Wanted) -> Result<Record, Fail
         port,
         mountpoint: site.mount.join(&home.id),
         data,
-        logs,
+        logs: home.dir.clone(),
+        logs_kept: logs_kept.transpose()?,
         cgroup,
         is_up: false,
+        is_ending: false,
         is_kept: false,
     };
     home.set_record(&record)?;
