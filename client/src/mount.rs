@@ -9,14 +9,14 @@
 //! Mount::wait joins ----> ends
 //! ```
 //! 1. Until the cluster's root has answered nothing is mounted: a wrong address or key leaves no trace.
-//! 2. The thread ends only after what programs were told is done has reached the nodes, or their timeout has passed.
+//! 2. A signal that ends programs finds nothing mounted, or unmounts.
+//! 3. The thread ends only after what programs were told is done has reached the nodes, or their timeout has passed.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 
 use sealfs_client_core::{Fs, Options};
@@ -71,7 +71,9 @@ pub struct Mount {
 
 impl Mount {
     /// Connects, mounts, and returns when the mount has answered a stat of its root; fails within half a minute with
-    /// everything undone.
+    /// everything undone. Must be called while the process has one thread: from here on SIGTERM, SIGINT and SIGHUP are
+    /// blocked in all of them. They end the process while nothing is mounted, and else unmount: lazily, so that files which are open
+    /// stay usable until they are closed.
     pub fn start(config: MountConfig) -> Result<Self, MountError> {
         let path = config.options.key.as_ref().ok_or_else(|| {
             MountError("no key is named; give --key FILE, the key of the cluster's nodes".into())
@@ -79,9 +81,11 @@ impl Mount {
         let key = read_key(path)?;
         let mountpoint = config.mountpoint.clone();
         let (sender, mounted) = mpsc::sync_channel(1);
+        let place = Place::default();
+        unmount_on_signals(&place)?;
         let thread = thread::Builder::new()
             .name("sealfs".into())
-            .spawn(move || run(&config, &key, &sender))
+            .spawn(move || run(&config, &key, &place, &sender))
             .map_err(|error| MountError(format!("cannot start a thread: {error}")))?;
         let Ok(metrics) = mounted.recv() else {
             // The thread has ended, for it holds the sender until the mount is made.
@@ -117,26 +121,8 @@ impl Mount {
         self.metrics.clone()
     }
 
-    /// Waits until the mount has ended (`sealfs umount`, umount(8), or [`Mount::unmount`] from another thread). From here on
-    /// SIGTERM, SIGINT and SIGHUP unmount: lazily, so that files which are open stay usable until they are closed.
+    /// Waits until the mount has ended (`sealfs umount`, umount(8), or [`Mount::unmount`] from another thread).
     pub fn wait(self) -> Result<(), MountError> {
-        let ends = Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
-        ends.block();
-        let mountpoint = self.mountpoint.clone();
-        let watch = move || {
-            loop {
-                let signal = ends.wait();
-                tracing::info!(signal, "asked to end; unmounting {}", mountpoint.display());
-                if let Err(error) = point::detach(&mountpoint, InUse::IsLeft) {
-                    tracing::error!("{error}");
-                }
-            }
-        };
-        // Its thread ends with the process.
-        thread::Builder::new()
-            .name("sealfs-signals".into())
-            .spawn(watch)
-            .map_err(|error| MountError(format!("cannot start a thread: {error}")))?;
         outcome(self.thread)
     }
 
@@ -172,10 +158,36 @@ fn outcome(thread: JoinHandle<Result<(), MountError>>) -> Result<(), MountError>
     thread.join().unwrap_or_else(|_| Err(MountError("the mount's thread has panicked".into())))
 }
 
+/// Where it is mounted, as soon as it is. Locked while it is being mounted, so that a signal finds either nothing or all.
+type Place = Arc<Mutex<Option<PathBuf>>>;
+
+/// Blocks the signals that end a mount, in this thread and all that it will start, and has one wait for them. By their usual
+/// effect they would end the thread that answers the kernel while another one waits for such an answer, for ever.
+fn unmount_on_signals(place: &Place) -> Result<(), MountError> {
+    let ends = Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
+    ends.block();
+    let place = Arc::clone(place);
+    let watch = move || {
+        loop {
+            let signal = ends.wait();
+            let place = place.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(mountpoint) = place.as_deref() else { std::process::exit(128 + signal) };
+            if let Err(error) = point::detach(mountpoint, InUse::IsLeft) {
+                tracing::error!("{error}");
+            }
+            tracing::info!(signal, "asked to end; unmounted {}", mountpoint.display());
+        }
+    };
+    // Its thread ends with the process.
+    let spawned = thread::Builder::new().name("sealfs-signals".into()).spawn(watch);
+    spawned.map(drop).map_err(|error| MountError(format!("cannot start a thread: {error}")))
+}
+
 /// The mount's thread.
 fn run(
     config: &MountConfig,
     key: &Key,
+    place: &Place,
     mounted: &mpsc::SyncSender<MountMetrics>,
 ) -> Result<(), MountError> {
     // Its system calls are not to be interrupted.
@@ -185,7 +197,13 @@ fn run(
     }
     let map = learn_map(key, &config.options.network, &config.nodes, START_MS)?;
     let client = Client::connect(key.clone(), &map, &config.options)?;
-    let device = point::attach(&config.mountpoint, &config.source, &config.options)?;
+    let mountpoint = fs::canonicalize(&config.mountpoint);
+    let device = {
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = point::attach(&config.mountpoint, &config.source, &config.options)?;
+        *place = Some(mountpoint.unwrap_or_else(|_| config.mountpoint.clone()));
+        device
+    };
     // Nobody hears it if `start` has gone, which then unmounts.
     let (metrics, questions) = question_box(client.link.ring.wake());
     let _ = mounted.send(metrics);

@@ -41,7 +41,10 @@ for unit in "$here"/*.service; do
     sed "s|@BINDIR@|$bin|g" "$unit" >"$DESTDIR$units/${unit##*/}"
     chmod 644 "$DESTDIR$units/${unit##*/}"
 done
-install -m 644 "$here/node.toml.example" "$root/README.md" "$root/docs/metrics.md" "$DESTDIR$share/doc/sealfs/"
+install -m 644 "$here/node.toml.example" "$root/README.md" "$root/docs/metrics.md" "$root/docs/operating.md" \
+    "$DESTDIR$share/doc/sealfs/"
+# Settings and keys.
+mkdir -p "$DESTDIR/etc/sealfs"
 
 echo "installed into ${DESTDIR}${PREFIX}"
 if [ -z "$DESTDIR" ] && [ -d /run/systemd/system ]; then

@@ -141,7 +141,7 @@ fn a_mount_that_is_asked_to_end_unmounts_and_keeps_what_was_written() {
     let dir = cluster.dir().join("ends");
     fs::create_dir(&dir).unwrap();
     let mut daemon = Command::new(binary())
-        .args(["mount", "--foreground", "--transport", "tcp", "--key"])
+        .args(["mount", "--foreground", "--transport", "tcp", "--metrics", "127.0.0.1:0", "--key"])
         .arg(cluster.key())
         .arg(cluster.nodes_file())
         .arg(&dir)
