@@ -37,6 +37,28 @@ fn a_prologue_that_fails_drains_its_node_by_name_and_requeues_the_job() {
     slurm.assert_nothing_left();
 }
 
+/// Slurm requeues a job itself when a prologue fails, between any two steps of a node that speaks for all.
+#[test]
+fn a_job_that_slurm_has_requeued_meanwhile_is_not_ended() {
+    let slurm = Slurm::start();
+    break_node(&slurm, 2);
+    // The first answer of Slurm's is as old as can be when the node hears it.
+    slurm.node(1).write_script(
+        "/usr/local/sbin/squeue",
+        "#!/bin/sh\n[ -e /run/asked ] && exec /usr/bin/squeue \"$@\"\n\
+         while /usr/bin/squeue \"$@\" | grep -q 'RUN\\|CONF'; do sleep 0.1; done\n\
+         : > /run/asked\necho RUNNING\n",
+    );
+    let job = slurm.submit(&["--nodelist=n[1-3]", "--nodes=3"], "echo ran");
+    slurm.await_drained(2);
+    slurm.wait_until("n1 has spoken", || slurm.node(1).succeeds(&["test", "-e", "/run/asked"]));
+    let end = slurm.await_job(job, "waits again", |job| job.state == "PENDING");
+    assert_eq!((end.restarts, slurm.printed(job).as_str()), (1, ""));
+    slurm.cancel(job);
+    slurm.resume(2);
+    slurm.assert_nothing_left();
+}
+
 #[test]
 fn a_node_that_comes_too_late_is_drained_by_name() {
     let slurm = Slurm::start_with(&[("deadline", "10")]);

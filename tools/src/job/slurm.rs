@@ -293,8 +293,15 @@ fn is_wanted(id: &str) -> bool {
 }
 
 /// Has Slurm run the job once more, later; or end it, if it may not be run again.
+///
+/// Slurm requeues a job itself when a prologue fails: another node may have been first.
 fn requeue(id: &str) -> Result<(), Failure> {
-    slurm("scontrol", &["requeue", id]).or_else(|_| slurm("scancel", &[id])).map(drop)
+    let Err(refused) = slurm("scontrol", &["requeue", id]) else { return Ok(()) };
+    let job = slurm("scontrol", &["--oneliner", "show", "job", id]);
+    if job.is_ok_and(|job| job.split(' ').any(|field| field == "Requeue=0")) {
+        return slurm("scancel", &[id]).map(drop);
+    }
+    if is_wanted(id) { Err(refused) } else { Ok(()) }
 }
 
 fn drain(node: &str, reason: &str) -> Result<(), Failure> {
