@@ -1,13 +1,13 @@
 //! Nodes that are asked to end: SIGTERM.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 use sealfs_tests::cluster::{Cluster, binary};
@@ -16,52 +16,38 @@ use crate::scrape::{address_in, await_some, page, value};
 
 /// A program that works in a directory of its own until it is stopped.
 struct Worker {
+    program: Child,
     rounds: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<io::Result<()>>,
 }
 
 impl Worker {
-    fn start(dir: PathBuf) -> Self {
-        let (rounds, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let (count, ends) = (Arc::clone(&rounds), Arc::clone(&stop));
-        let thread = thread::spawn(move || {
-            fs::create_dir(&dir)?;
-            for round in 0.. {
-                if ends.load(Ordering::Relaxed) {
-                    break;
-                }
-                one_round(&dir, round)?;
+    fn start(dir: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rounds"));
+        command.arg(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut program = command.spawn().unwrap();
+        let rounds = Arc::new(AtomicUsize::new(0));
+        let (count, said) = (Arc::clone(&rounds), BufReader::new(program.stdout.take().unwrap()));
+        thread::spawn(move || {
+            for _ in said.lines() {
                 count.fetch_add(1, Ordering::Relaxed);
             }
-            Ok(())
         });
-        Self { rounds, stop, thread }
+        Self { program, rounds }
     }
 
-    fn end(self) -> io::Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("it does not panic")
+    fn rounds(&self) -> usize {
+        self.rounds.load(Ordering::Relaxed)
     }
-}
 
-/// Changes on one node and over two, data of one chunk and of two.
-fn one_round(dir: &Path, round: usize) -> io::Result<()> {
-    let bytes: Vec<u8> = (0..1_100_000_u32).map(|at| (at as usize * 31 + round) as u8).collect();
-    let (sub, name) = (dir.join(format!("d{round}")), dir.join("file"));
-    fs::create_dir(&sub)?;
-    let mut file = File::create(&name)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&name, sub.join("moved"))?;
-    let mut read = Vec::new();
-    File::open(sub.join("moved"))?.read_to_end(&mut read)?;
-    if read != bytes {
-        return Err(io::Error::other("other bytes were read than written"));
+    fn has_ended(&mut self) -> bool {
+        self.program.try_wait().unwrap().is_some()
     }
-    fs::remove_file(sub.join("moved"))?;
-    fs::remove_dir(&sub)
+
+    /// Whether no operation has failed.
+    fn end(mut self) -> bool {
+        drop(self.program.stdin.take());
+        self.program.wait().unwrap().success()
+    }
 }
 
 fn was_clean(cluster: &Cluster, at: usize) -> bool {
@@ -73,23 +59,21 @@ fn was_clean(cluster: &Cluster, at: usize) -> bool {
 fn restarting_nodes_by_sigterm_under_load_fails_no_operation_and_is_clean() {
     let mut cluster = Cluster::start_with(3, &["--size", "1G", "--metrics", "127.0.0.1:0"]);
     let mount = cluster.mount();
-    let workers: Vec<Worker> =
-        (0..3).map(|number| Worker::start(mount.join(format!("w{number}")))).collect();
+    let mut workers: Vec<Worker> =
+        (0..3).map(|number| Worker::start(&mount.join(format!("w{number}")))).collect();
     for at in [0, 1, 2, 0, 1, 2] {
-        let before: Vec<usize> =
-            workers.iter().map(|worker| worker.rounds.load(Ordering::Relaxed)).collect();
+        let before: Vec<usize> = workers.iter().map(Worker::rounds).collect();
         assert!(cluster.stop_node(at), "node {} has not ended in order", at + 1);
         cluster.start_node(at);
         assert!(was_clean(&cluster, at), "node {} was not stopped in order", at + 1);
         await_some("all have gone on", || {
-            let goes_on = |(worker, before): (&Worker, &usize)| {
-                worker.thread.is_finished() || worker.rounds.load(Ordering::Relaxed) > before + 1
-            };
-            workers.iter().zip(&before).all(goes_on).then_some(())
+            let mut each = workers.iter_mut().zip(&before);
+            each.all(|(worker, before)| worker.has_ended() || worker.rounds() > before + 1)
+                .then_some(())
         });
     }
     for worker in workers {
-        worker.end().expect("no operation has failed");
+        assert!(worker.end(), "an operation has failed");
     }
     cluster.kill_node(0);
     cluster.start_node(0);
