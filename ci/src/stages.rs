@@ -189,19 +189,24 @@ fn deny() -> Outcome {
 }
 
 fn unit() -> Outcome {
-    cargo(&["nextest", "run", "--workspace", "--exclude", "sealfs-tests", "--no-fail-fast"])?;
-    tests("format")
+    let which = "not package(sealfs-tests) or binary(format)";
+    nextest(&["--filterset", which])
 }
 
 /// An integration test of `tests/` that needs no mount.
 fn tests(name: &str) -> Outcome {
-    cargo(&["nextest", "run", "-p", "sealfs-tests", "--test", name, "--no-fail-fast"])
+    nextest(&["--test", name])
 }
 
 /// An integration test of `tests/` that mounts: with the release binary, one test after the other.
 fn mount(name: &str) -> Outcome {
     cargo(&["build", "--release", "--quiet", "-p", "sealfs"])?;
-    cargo(&["nextest", "run", "-p", "sealfs-tests", "--test", name, "--no-fail-fast", "-j", "1"])
+    nextest(&["--test", name, "-j", "1"])
+}
+
+/// Tests of the whole workspace: a selection of packages would have other features, and all be built once more.
+fn nextest(which: &[&str]) -> Outcome {
+    cargo(&[&["nextest", "run", "--workspace", "--no-fail-fast"], which].concat())
 }
 
 fn cargo(args: &[&str]) -> Outcome {
