@@ -28,6 +28,7 @@ need chromium chromium
 need prometheus prometheus
 need man man-db
 need systemd-analyze systemd
+need strace strace
 if [ ${#packages[@]} -gt 0 ]; then
     echo "installing ${packages[*]}"
     apt-get -o DPkg::Lock::Timeout=300 -qq update

@@ -31,6 +31,7 @@ use super::large::SEGMENT;
 use super::manifest::{Fingerprint, Record, WHOLE, fingerprint};
 use super::marks::{self, Opened};
 use super::names::Key;
+use super::source::{is_settled, look, open_file};
 use super::tree::{Dir, Target};
 use super::trouble::{ATTEMPTS, Trouble};
 use super::work::{Batch, Task};
@@ -52,11 +53,12 @@ struct Written {
     into: Arc<Target>,
     temporary: String,
     target: OwnedFd,
-    source: Fingerprint,
+    /// The source's state, if it can be known again.
+    source: Option<Fingerprint>,
     /// Of a file.
     copied: Option<Copied>,
-    /// The name that other links to the same file find it by.
-    link: Option<String>,
+    /// What other links to the same file find it by.
+    link: Option<Fingerprint>,
 }
 
 /// What has its name, which is not durable yet.
@@ -77,6 +79,8 @@ pub(crate) struct Copier<'a> {
     written_bytes: u64,
     renamed: Vec<Renamed>,
     again: Vec<Place>,
+    /// Links to files that are being copied.
+    put_off: Vec<Place>,
 }
 
 impl<'a> Copier<'a> {
@@ -90,6 +94,7 @@ impl<'a> Copier<'a> {
             written_bytes: 0,
             renamed: Vec::new(),
             again: Vec::new(),
+            put_off: Vec::new(),
         })
     }
 
@@ -148,8 +153,7 @@ impl<'a> Copier<'a> {
     }
 
     fn try_entry(&mut self, place: &Place) -> Result<(), Trouble> {
-        let stat = statat(&place.dir.source, place.name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(Trouble::reading)?;
+        let stat = look(&place.dir.source, &place.name).map_err(Trouble::reading)?;
         if stat.st_nlink > 1 && FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             return self.linked(place, &stat);
         }
@@ -157,16 +161,17 @@ impl<'a> Copier<'a> {
             self.shared.tally.kept();
             return Ok(());
         }
-        self.make(place, &stat, None)
+        self.make(place, &stat, None).map(|_| ())
     }
 
-    /// Copies an entry, whatever it is. With a `link`, other names of the same file find it by that.
+    /// Copies an entry, whatever it is. With a `link`, other names of the same file find it by that. Tells whether it waits
+    /// to be settled with the others of its group.
     pub(crate) fn make(
         &mut self,
         place: &Place,
         stat: &Stat,
-        link: Option<String>,
-    ) -> Result<(), Trouble> {
+        link: Option<Fingerprint>,
+    ) -> Result<bool, Trouble> {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => self.file(place, stat, link),
             FileType::Directory => Err(Trouble::Changed),
@@ -174,15 +179,16 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn file(&mut self, place: &Place, seen: &Stat, link: Option<String>) -> Result<(), Trouble> {
-        let source = open_source(place, seen)?;
-        let stat = fstat(&source).map_err(Trouble::reading)?;
-        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if stat.st_ino != seen.st_ino || !is_file {
-            return Err(Trouble::Changed);
-        }
+    fn file(
+        &mut self,
+        place: &Place,
+        seen: &Stat,
+        link: Option<Fingerprint>,
+    ) -> Result<bool, Trouble> {
+        let (source, stat) = open_file(&place.dir.source, &place.name, seen)?;
+        let known = known(&place.dir, &stat);
         if data_len(&stat) > SEGMENT {
-            return self.large(place, source, &stat, link);
+            return self.large(place, source, &stat, link).map(|()| false);
         }
         let into = self.target_of(place)?;
         let temporary = place.key.temporary_of(&self.shared.nonce);
@@ -190,12 +196,10 @@ impl<'a> Copier<'a> {
         match self.fill(&source, &target, &stat, &into) {
             Ok(copied) => {
                 self.written_bytes += copied.bytes();
-                let source = fingerprint(&stat);
-                let place = place.clone();
-                let copied = Some(copied);
+                let (source, place, copied) = (known, place.clone(), Some(copied));
                 self.written.push(Written { place, into, temporary, target, source, copied, link });
                 self.settle_full_group();
-                Ok(())
+                Ok(true)
             }
             Err(trouble) => {
                 remove(&into, &temporary);
@@ -230,13 +234,18 @@ impl<'a> Copier<'a> {
     }
 
     /// Links, fifos, sockets, devices.
-    fn special(&mut self, place: &Place, stat: &Stat, link: Option<String>) -> Result<(), Trouble> {
+    fn special(
+        &mut self,
+        place: &Place,
+        stat: &Stat,
+        link: Option<Fingerprint>,
+    ) -> Result<bool, Trouble> {
         let source_dir = &place.dir.source;
-        let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let source = openat(source_dir, place.name.as_c_str(), look, Mode::empty())
+        let path = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let source = openat(source_dir, place.name.as_c_str(), path, Mode::empty())
             .map_err(Trouble::reading)?;
-        let stat_now = fstat(&source).map_err(Trouble::reading)?;
-        if fingerprint(&stat_now) != fingerprint(stat) {
+        let known = known(&place.dir, stat);
+        if !is_same(&look(&source, c"").map_err(Trouble::reading)?, stat) {
             return Err(Trouble::Changed);
         }
         let into = self.target_of(place)?;
@@ -259,21 +268,21 @@ impl<'a> Copier<'a> {
         remove(&into, name);
         make()?;
         let finish = || {
-            let target = openat(&into.fd, name, look, Mode::empty()).map_err(Trouble::writing)?;
+            let target = openat(&into.fd, name, path, Mode::empty()).map_err(Trouble::writing)?;
             let now = fstat(&target).map_err(Trouble::writing)?;
             if FileType::from_raw_mode(now.st_mode) != kind || now.st_nlink != 1 {
                 return Err(Trouble::Other("somebody replaced it while it was made".into()));
             }
-            let attributes = marks::attributes(&source, Opened::AsPlace)?;
+            let attributes = marks::attributes(&source, Opened::AsPlace, &self.shared.tally)?;
             let tally = &self.shared.tally;
             marks::apply(&target, Opened::AsPlace, &now, stat, &attributes, tally)?;
             Ok(target)
         };
         let target = finish().inspect_err(|_| remove(&into, name))?;
-        let (source, place) = (fingerprint(stat), place.clone());
+        let (source, place) = (known, place.clone());
         self.written.push(Written { place, into, temporary, target, source, copied: None, link });
         self.settle_full_group();
-        Ok(())
+        Ok(true)
     }
 
     pub(crate) fn target_of(&self, place: &Place) -> Result<Arc<Target>, Trouble> {
@@ -308,7 +317,7 @@ impl<'a> Copier<'a> {
         self.written_bytes = 0;
         for written in std::mem::take(&mut self.written) {
             let (into, temporary) = (Arc::clone(&written.into), written.temporary.clone());
-            let place = written.place.clone();
+            let (place, link) = (written.place.clone(), written.link);
             let result = match synced {
                 Ok(()) => self.name(written),
                 Err(errno) => Err(Trouble::Call("cannot be synced", errno)),
@@ -317,6 +326,23 @@ impl<'a> Copier<'a> {
                 remove(&into, &temporary);
                 self.give_up(place, trouble);
             }
+            if let Some(id) = link {
+                self.shared.links.end(&id);
+            }
+        }
+        self.again.append(&mut self.put_off);
+    }
+
+    /// Whether others wait for what this thread has not settled.
+    pub(crate) fn has_begun_links(&self) -> bool {
+        self.written.iter().any(|written| written.link.is_some())
+    }
+
+    /// A link to a file that is being copied: its turn comes when what this thread copies itself is settled.
+    pub(crate) fn put_off(&mut self, place: Place) {
+        self.put_off.push(place);
+        if self.put_off.len() >= self.shared.group_files_max {
+            self.settle();
         }
     }
 
@@ -352,7 +378,7 @@ impl<'a> Copier<'a> {
             return;
         }
         let records: Vec<Record> = renamed.iter().filter_map(|entry| entry.record).collect();
-        if let Err(errno) = self.shared.manifest.append(&records) {
+        if let Err(errno) = self.shared.manifest().append(&records) {
             let cause = std::io::Error::from(errno);
             tally.note(&format!("the manifest cannot be written ({cause}): a second run repeats"));
         }
@@ -366,11 +392,13 @@ impl<'a> Copier<'a> {
             read_back(&target, copied, &mut self.buffer, self.shared.plan.checksum)?;
         }
         let whole = match &link {
-            Some(link) => self.shared.links.offer(&self.shared.stage, &into, &temporary, link)?,
+            Some(id) => self.shared.links.offer(&self.shared.stage, &into, &temporary, id)?,
             None => fstat(&target).map_err(Trouble::writing)?,
         };
         let bytes = copied.map_or(0, |copied| copied.bytes());
-        self.put_in_place(&place, into, (&temporary, &whole), source, link.is_some(), bytes)
+        // Another link changes ctime: links are known again in another way.
+        let source = source.filter(|_| link.is_none());
+        self.put_in_place(&place, into, (&temporary, &whole), source, bytes)
     }
 
     /// Gives its name to what is whole, durable and compared, and looks whether that has it then.
@@ -379,8 +407,7 @@ impl<'a> Copier<'a> {
         place: &Place,
         into: Arc<Target>,
         (temporary, whole): (&str, &Stat),
-        source: Fingerprint,
-        is_link: bool,
+        source: Option<Fingerprint>,
         bytes: u64,
     ) -> Result<(), Trouble> {
         renameat(&into.fd, temporary, &into.fd, place.name.as_c_str()).map_err(
@@ -396,12 +423,11 @@ impl<'a> Copier<'a> {
         if (now.st_dev, now.st_ino) != (whole.st_dev, whole.st_ino) {
             return Err(Trouble::Other("somebody replaced it in DEST while it was staged".into()));
         }
-        // Another link changes ctime: links are known again by their inode.
-        let record = (!is_link).then(|| Record {
+        let record = source.map(|source| Record {
             key: place.key,
             index: WHOLE,
             source,
-            target: fingerprint(&now),
+            target: fingerprint(b"", &now),
         });
         self.renamed.push(Renamed { path: place.path.clone(), into, record, bytes });
         Ok(())
@@ -417,48 +443,38 @@ impl Shared {
         stat: &Stat,
         into: &Target,
     ) -> Result<(), Trouble> {
-        let attributes = marks::attributes(source, Opened::Itself)?;
+        let attributes = marks::attributes(source, Opened::Itself, &self.tally)?;
         if into.gives_acl {
             marks::drop_given_acl(target, &attributes)?;
         }
         let now = fstat(target).map_err(Trouble::writing)?;
         marks::apply(target, Opened::Itself, &now, stat, &attributes, &self.tally)?;
-        let after = fstat(source).map_err(Trouble::reading)?;
-        if fingerprint(&after) == fingerprint(stat) { Ok(()) } else { Err(Trouble::Changed) }
+        let after = look(source, c"").map_err(Trouble::reading)?;
+        if is_same(&after, stat) { Ok(()) } else { Err(Trouble::Changed) }
     }
 
     /// Whether an earlier run copied the entry, and neither side has changed since.
     pub(crate) fn is_there(&self, dir: &Dir, name: &CStr, key: Key, stat: &Stat) -> bool {
-        if self.manifest.is_new() {
+        if self.manifest().is_new() {
             return false;
         }
-        let source = fingerprint(stat);
-        let mut found = self.manifest.find(key, WHOLE).unwrap_or_default();
-        found.retain(|record| record.source == source);
-        if found.is_empty() {
+        let Ok(Some(record)) = self.manifest().find(key, WHOLE) else { return false };
+        if record.source != fingerprint(&dir.mount, stat) {
             return false;
         }
         let Ok(target) = dir.target(&self.target) else { return false };
-        let Ok(now) = statat(&target.fd, name, AtFlags::SYMLINK_NOFOLLOW) else {
-            return false;
-        };
-        found.iter().any(|record| record.target == fingerprint(&now))
+        look(&target.fd, name).is_ok_and(|now| record.target == fingerprint(b"", &now))
     }
 }
 
-/// Opens a source for reading, without a trace where its owner or root does.
-fn open_source(place: &Place, seen: &Stat) -> Result<OwnedFd, Trouble> {
-    // A fifo that came in its place must not make this thread wait.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let uid = rustix::process::geteuid();
-    let is_owner = uid.is_root() || uid.as_raw() == seen.st_uid;
-    let quietly = if is_owner { flags | OFlags::NOATIME } else { flags };
-    let open = |flags| openat(&place.dir.source, place.name.as_c_str(), flags, Mode::empty());
-    match open(quietly) {
-        Err(Errno::PERM) => open(flags),
-        opened => opened,
-    }
-    .map_err(|errno| if errno == Errno::LOOP { Trouble::Changed } else { Trouble::reading(errno) })
+/// What a later run knows a source by, unless that may change and look the same.
+pub(crate) fn known(dir: &Dir, stat: &Stat) -> Option<Fingerprint> {
+    is_settled(stat).then(|| fingerprint(&dir.mount, stat))
+}
+
+/// Whether a source has not changed between two looks.
+pub(crate) fn is_same(one: &Stat, other: &Stat) -> bool {
+    fingerprint(b"", one) == fingerprint(b"", other)
 }
 
 /// Makes a file under a temporary name. A former one is not gone on with.

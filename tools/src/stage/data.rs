@@ -187,6 +187,44 @@ pub(crate) fn read_back(
     if sum.result() == copied.sum.clone().result() { Ok(()) } else { Err(Trouble::Differs) }
 }
 
+/// Whether two files of a length have the same data. What neither has written is not read.
+pub(crate) fn is_equal(
+    one: &OwnedFd,
+    other: &OwnedFd,
+    len: u64,
+    buffer: &mut Buffer,
+    stop: &AtomicBool,
+) -> Result<bool, Trouble> {
+    let (ours, theirs) = buffer.bytes().split_at_mut(BUFFER_LEN / 2);
+    let mut at = 0;
+    loop {
+        let starts = [next_data(one, at)?, next_data(other, at)?];
+        let Some(start) = starts.into_iter().flatten().min().filter(|start| *start < len) else {
+            return Ok(true);
+        };
+        if stop.load(Ordering::Relaxed) {
+            return Err(Trouble::Stopped);
+        }
+        let got = retry(|| pread(one, &mut *ours, start)).map_err(Trouble::reading)?;
+        let mut read = 0;
+        while read < got {
+            let rest = &mut theirs[read..got];
+            match retry(|| pread(other, &mut *rest, start + read as u64)) {
+                Ok(0) => return Ok(false),
+                Ok(more) => read += more,
+                Err(errno) => return Err(Trouble::verifying(errno)),
+            }
+        }
+        if got == 0 {
+            return Err(Trouble::Changed);
+        }
+        if ours[..got] != theirs[..got] {
+            return Ok(false);
+        }
+        at = start + got as u64;
+    }
+}
+
 fn sum_of(
     file: &OwnedFd,
     extents: &[Range<u64>],
@@ -299,6 +337,30 @@ mod tests {
         let mut bytes = [0; 4];
         pread(&target, &mut bytes, 1 << 30).unwrap();
         assert_eq!(&bytes, b"data");
+    }
+
+    #[test]
+    fn files_are_equal_by_their_data_wherever_their_holes_are() {
+        let sparse = |file: &mut File| {
+            file.set_len(5 << 20).unwrap();
+            file.seek(std::io::SeekFrom::Start(3 << 20)).unwrap();
+            file.write_all(b"data").unwrap();
+        };
+        let (one, _, len) = pair(sparse);
+        let (other, ..) = pair(|file| {
+            file.write_all(&[0; 2 << 20]).unwrap();
+            sparse(file);
+        });
+        let stop = AtomicBool::new(false);
+        let equal = |one: &OwnedFd, other: &OwnedFd| {
+            is_equal(one, other, len, &mut Buffer::new(), &stop).unwrap()
+        };
+        assert!(equal(&one, &other) && equal(&other, &one));
+        for at in [0, 1_000_000, (3 << 20) + 3, (5 << 20) - 1] {
+            let (wrong, ..) = pair(sparse);
+            pwrite(&wrong, &[9], at).unwrap();
+            assert!(!equal(&one, &wrong) && !equal(&wrong, &one), "{at}");
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! 2. A segment counts only if the source was the same before and after it was read.
 //! 3. Segments without data are never visited: cost follows the data, not the length.
 //! 4. Whoever is done with the last segment completes the file, and exactly one thread is.
+//! 5. A segment is written by a descriptor of its own. An error of writing back is told once to each descriptor: through one
+//!    that threads share, one of them would hear of it and the others take their segments for durable.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -18,10 +20,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, Stat, fdatasync, fstat, fsync, ftruncate, open, openat};
 
-use super::copy::{Copier, Place, create, remove, size};
+use super::copy::{Copier, Place, create, is_same, known, remove, size};
 use super::data::{Copying, copy, next_data, read_back};
-use super::manifest::{BEGUN, Fingerprint, Record, fingerprint};
+use super::manifest::{BEGUN, Fingerprint, Record};
 use super::marks::place;
+use super::source::look;
 use super::tree::Target;
 use super::trouble::Trouble;
 
@@ -34,8 +37,9 @@ pub(crate) struct Large {
     source: OwnedFd,
     target: OwnedFd,
     stat: Stat,
-    fingerprint: Fingerprint,
-    link: Option<String>,
+    /// The source's state, if a later run can know it again; else nothing of it is remembered.
+    known: Option<Fingerprint>,
+    link: Option<Fingerprint>,
     /// Whether an earlier run began it.
     is_resumed: bool,
     state: Mutex<State>,
@@ -133,15 +137,15 @@ impl Copier<'_> {
         place: &Place,
         source: OwnedFd,
         stat: &Stat,
-        link: Option<String>,
+        link: Option<Fingerprint>,
     ) -> Result<(), Trouble> {
-        let is_linked = link.is_some();
         let large = Arc::new(self.begin(place, source, stat, link)?);
         self.shared.work.add_large(Arc::clone(&large));
         // One at a time, for each is several descriptors.
         while self.help(&large) {}
-        if is_linked {
+        if let Some(id) = link {
             large.await_end();
+            self.shared.links.end(&id);
         }
         Ok(())
     }
@@ -151,25 +155,24 @@ impl Copier<'_> {
         place: &Place,
         source: OwnedFd,
         stat: &Stat,
-        link: Option<String>,
+        link: Option<Fingerprint>,
     ) -> Result<Large, Trouble> {
         let into = self.target_of(place)?;
-        let fingerprint = fingerprint(stat);
-        let manifest = &self.shared.manifest;
+        let known = known(&place.dir, stat);
+        let manifest = self.shared.manifest();
         let begun = manifest.find(place.key, BEGUN).unwrap_or_default();
-        let former =
-            begun.iter().filter(|record| record.source == fingerprint).find_map(|record| {
-                let temporary = place.key.temporary_of(&record.target);
-                let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let target = openat(&into.fd, temporary.as_str(), flags, Mode::empty()).ok()?;
-                Some((temporary, record.target, target))
-            });
+        let former = begun.filter(|record| Some(record.source) == known).and_then(|record| {
+            let temporary = place.key.temporary_of(&record.target);
+            let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let target = openat(&into.fd, temporary.as_str(), flags, Mode::empty()).ok()?;
+            Some((temporary, record.target, target))
+        });
         let is_resumed = former.is_some();
         let (temporary, nonce, target) = match former {
             Some(former) => former,
             None => {
-                // Those that were begun for another state of the source lead nowhere.
-                for record in begun {
+                // What was begun for another state of the source leads nowhere.
+                if let Some(record) = begun {
                     remove(&into, &place.key.temporary_of(&record.target));
                 }
                 let mut nonce = Fingerprint::default();
@@ -177,9 +180,10 @@ impl Copier<'_> {
                     .map_err(|error| Trouble::Other(format!("no random number: {error}")))?;
                 let temporary = place.key.temporary_of(&nonce);
                 let target = create(&into, &temporary)?;
-                let record =
-                    Record { key: place.key, index: BEGUN, source: fingerprint, target: nonce };
-                manifest.append(&[record]).map_err(Trouble::writing)?;
+                if let Some(source) = known {
+                    let record = Record { key: place.key, index: BEGUN, source, target: nonce };
+                    manifest.append(&[record]).map_err(Trouble::writing)?;
+                }
                 (temporary, nonce, target)
             }
         };
@@ -201,7 +205,7 @@ impl Copier<'_> {
             source,
             target,
             stat: *stat,
-            fingerprint,
+            known,
             link,
             is_resumed,
             state: Mutex::new(state),
@@ -231,14 +235,14 @@ impl Copier<'_> {
             return Err(Trouble::Stopped);
         }
         let index = 1 + range.start / SEGMENT;
-        let manifest = &self.shared.manifest;
-        let record =
-            Record { key: large.place.key, index, source: large.fingerprint, target: large.nonce };
-        if large.is_resumed
-            && manifest.find(record.key, index).unwrap_or_default().contains(&record)
-        {
+        let manifest = self.shared.manifest();
+        let key = large.place.key;
+        let record = large.known.map(|source| Record { key, index, source, target: large.nonce });
+        if large.is_resumed && manifest.find(key, index).unwrap_or_default() == record {
             return Ok(0);
         }
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let target = open(place(&large.target), flags, Mode::empty()).map_err(Trouble::writing)?;
         let (checksum, tally) = (self.shared.plan.checksum, &self.shared.tally);
         let mut copying = Copying {
             buffer: &mut self.buffer,
@@ -246,17 +250,14 @@ impl Copier<'_> {
             stop: &self.shared.stop,
             tell: &|bytes| tally.moved(bytes),
         };
-        let copied = copy(&large.source, &large.target, range, true, &mut copying)?;
-        fdatasync(&large.target).map_err(|errno| Trouble::Call("cannot be synced", errno))?;
-        // A descriptor of its own, for others write through that one.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let check = open(place(&large.target), flags, Mode::empty()).map_err(Trouble::verifying)?;
-        read_back(&check, &copied, &mut self.buffer, checksum)?;
-        let after = fstat(&large.source).map_err(Trouble::reading)?;
-        if fingerprint(&after) != large.fingerprint {
+        let copied = copy(&large.source, &target, range, true, &mut copying)?;
+        fdatasync(&target).map_err(|errno| Trouble::Call("cannot be synced", errno))?;
+        read_back(&target, &copied, &mut self.buffer, checksum)?;
+        let after = look(&large.source, c"").map_err(Trouble::reading)?;
+        if !is_same(&after, &large.stat) {
             return Err(Trouble::Changed);
         }
-        manifest.append(&[record]).map_err(Trouble::writing)?;
+        manifest.append(record.as_slice()).map_err(Trouble::writing)?;
         Ok(copied.bytes())
     }
 
@@ -287,15 +288,14 @@ impl Copier<'_> {
         fsync(&large.target).map_err(|errno| Trouble::Call("cannot be synced", errno))?;
         let (into, temporary) = (&large.into, &large.temporary);
         let whole = match &large.link {
-            Some(link) => self.shared.links.offer(&self.shared.stage, into, temporary, link)?,
+            Some(id) => self.shared.links.offer(&self.shared.stage, into, temporary, id)?,
             None => fstat(&large.target).map_err(Trouble::writing)?,
         };
         self.put_in_place(
             &large.place,
             Arc::clone(into),
             (temporary, &whole),
-            large.fingerprint,
-            large.link.is_some(),
+            large.known.filter(|_| large.link.is_none()),
             bytes,
         )
     }

@@ -3,26 +3,37 @@
 //! What is whole gets one more name, `.sealfs-stage/links/ID`. ID is a hash of the source's mount, inode, size and times: all
 //! parts compute the same, and a source that changed has another one. So no part asks another one, and none waits.
 //!
-//! 1. What has a name there is whole, durable and compared.
-//! 2. Two threads of a part do not copy the same file: they exclude each other by a lock that ID chooses. Two parts may, and
-//!    the one that comes second throws its copy away.
+//! 1. What gets a name there is whole, durable and compared. Somebody may write into it later, through its name in DEST, and
+//!    a source may change within a tick of its clock. So one whose ctime is older than the run is compared once more; then
+//!    its ctime is new, which tells all others.
+//! 2. Two threads of a part do not copy the same file: one says that it is [`Links::begin`]ing it, and the others put it off
+//!    until they have settled what they have begun themselves, so that nobody waits for one who waits. Two parts may copy
+//!    the same file, and the one that comes second throws its copy away.
 
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::collections::BTreeSet;
+use std::sync::{Condvar, Mutex, OnceLock};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, FileType, Mode, Stat, linkat, mkdirat, openat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, Stat, chmodat, linkat, mkdirat, openat, readlinkat, statat,
+    unlinkat,
+};
 use rustix::io::Errno;
 
-use super::copy::{Copier, Place, is_same_time, remove};
+use super::copy::{Copier, Place, is_same_time, remove, size};
+use super::data::is_equal;
 use super::manifest::{Fingerprint, fingerprint};
-use super::names::{digest, hex};
+use super::names::hex;
+use super::source::{look, open_file};
 use super::tree::{FOLDER, Target};
 use super::trouble::Trouble;
 
 /// The names by which links find a file.
 pub(crate) struct Links {
     dir: OnceLock<OwnedFd>,
-    locks: [Mutex<()>; LOCKS],
+    /// What threads of this part copy at the moment.
+    begun: Mutex<BTreeSet<Fingerprint>>,
+    ended: Condvar,
 }
 
 /// The folder in the stage's folder.
@@ -30,7 +41,7 @@ pub(crate) const LINKS_DIR: &str = "links";
 
 impl Links {
     pub(crate) fn new() -> Self {
-        Self { dir: OnceLock::new(), locks: std::array::from_fn(|_| Mutex::new(())) }
+        Self { dir: OnceLock::new(), begun: Mutex::default(), ended: Condvar::new() }
     }
 
     fn dir(&self, stage: &OwnedFd) -> Result<&OwnedFd, Trouble> {
@@ -49,8 +60,19 @@ impl Links {
         Ok(self.dir.get().expect("it was just set"))
     }
 
-    fn lock(&self, id: &Fingerprint) -> MutexGuard<'_, ()> {
-        self.locks[usize::from(id[0]) % LOCKS].lock().expect("nobody panics while he holds it")
+    /// Takes a file for this thread, unless another one has it. With `waits` only then, when that has ended it.
+    fn begin(&self, id: Fingerprint, waits: bool) -> bool {
+        let mut begun = self.begun.lock().expect(NO_PANIC);
+        while waits && begun.contains(&id) {
+            begun = self.ended.wait(begun).expect(NO_PANIC);
+        }
+        begun.insert(id)
+    }
+
+    /// It is there, or has failed.
+    pub(crate) fn end(&self, id: &Fingerprint) {
+        self.begun.lock().expect(NO_PANIC).remove(id);
+        self.ended.notify_all();
     }
 
     /// Gives what lies under a temporary name to other links, or takes what another part has given; tells which file it is.
@@ -59,14 +81,14 @@ impl Links {
         stage: &OwnedFd,
         into: &Target,
         temporary: &str,
-        id: &str,
+        id: &Fingerprint,
     ) -> Result<Stat, Trouble> {
-        let dir = self.dir(stage)?;
+        let (dir, id) = (self.dir(stage)?, hex(id));
         let failed = |errno| Trouble::Call("cannot be linked", errno);
-        match linkat(&into.fd, temporary, dir, id, AtFlags::empty()) {
+        match linkat(&into.fd, temporary, dir, id.as_str(), AtFlags::empty()) {
             Err(Errno::EXIST) => {
                 remove(into, temporary);
-                linkat(dir, id, &into.fd, temporary, AtFlags::empty()).map_err(failed)?;
+                linkat(dir, id.as_str(), &into.fd, temporary, AtFlags::empty()).map_err(failed)?;
             }
             result => result.map_err(failed)?,
         }
@@ -77,68 +99,111 @@ impl Links {
 impl Copier<'_> {
     /// An entry that has other names.
     pub(crate) fn linked(&mut self, place: &Place, stat: &Stat) -> Result<(), Trouble> {
-        let source = fingerprint(stat);
-        let id = digest(&[&place.dir.mount, &source]);
-        let name = hex(&id);
-        let shared = self.shared;
-        let _alone = shared.links.lock(&id);
-        let dir = shared.links.dir(&shared.stage)?;
-        let found = match statat(dir, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
-            // Somebody has written into it through a name in DEST: it is copied anew.
-            Ok(now) if !is_unchanged(stat, &now) => {
-                unlinkat(dir, name.as_str(), AtFlags::empty())
-                    .map_err(|errno| Trouble::Call("cannot be linked", errno))?;
-                Err(Errno::NOENT)
-            }
-            found => found,
-        };
-        let whole = match found {
-            Err(Errno::NOENT) => {
-                self.make(place, stat, Some(name))?;
-                // The others wait for the lock until it is there.
-                self.settle();
-                return Ok(());
-            }
-            Err(errno) => return Err(Trouble::Call("cannot be linked", errno)),
-            Ok(whole) => whole,
-        };
-        if shared.is_linked(place, &name) {
-            shared.tally.kept();
+        let id = fingerprint(&place.dir.mount, stat);
+        if !self.shared.links.begin(id, !self.has_begun_links()) {
+            self.put_off(place.clone());
             return Ok(());
+        }
+        let is_begun = self.link_or_make(place, stat, id);
+        if !matches!(is_begun, Ok(true)) {
+            self.shared.links.end(&id);
+        }
+        is_begun.map(|_| ())
+    }
+
+    /// Whether the file is being copied now: its end comes with the group's.
+    fn link_or_make(
+        &mut self,
+        place: &Place,
+        stat: &Stat,
+        id: Fingerprint,
+    ) -> Result<bool, Trouble> {
+        let (shared, name) = (self.shared, hex(&id));
+        let dir = shared.links.dir(&shared.stage)?;
+        let failed = |errno| Trouble::Call("cannot be linked", errno);
+        let whole = match look_up(dir, &name).map_err(failed)? {
+            Some(now) if self.is_still(place, stat, (dir, &name, &now))? => now,
+            found => {
+                if found.is_some() {
+                    unlinkat(dir, name.as_str(), AtFlags::empty()).map_err(failed)?;
+                }
+                return self.make(place, stat, Some(id));
+            }
+        };
+        if is_at(&shared.target, place, &whole) {
+            shared.tally.kept();
+            return Ok(false);
         }
         let into = self.target_of(place)?;
         let temporary = place.key.temporary_of(&shared.nonce);
         remove(&into, &temporary);
         linkat(dir, name.as_str(), &into.fd, temporary.as_str(), AtFlags::empty())
-            .map_err(|errno| Trouble::Call("cannot be linked", errno))?;
-        self.put_in_place(place, into, (&temporary, &whole), source, true, 0)?;
+            .map_err(failed)?;
+        self.put_in_place(place, into, (&temporary, &whole), None, 0)?;
         self.settle_many_names();
-        Ok(())
+        Ok(false)
+    }
+
+    /// Whether what has a name for links is what the source is now.
+    fn is_still(
+        &mut self,
+        place: &Place,
+        stat: &Stat,
+        (dir, name, now): (&OwnedFd, &str, &Stat),
+    ) -> Result<bool, Trouble> {
+        let failed = |errno| Trouble::Call("cannot be compared", errno);
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        // The group's rights and set-id bits are not always kept.
+        let is_same_mode = (stat.st_mode ^ now.st_mode) & 0o170_707 == 0;
+        if kind == FileType::Symlink {
+            let text = |fd: &OwnedFd, name: &std::ffi::CStr| readlinkat(fd, name, Vec::new());
+            let own = readlinkat(dir, name, Vec::new()).map_err(failed)?;
+            let source = text(&place.dir.source, &place.name).map_err(Trouble::reading)?;
+            return Ok(own == source && is_same_mode);
+        }
+        if kind != FileType::RegularFile {
+            return Ok(stat.st_rdev == now.st_rdev && is_same_mode);
+        }
+        if size(stat) != size(now) || !is_same_time(stat, now) || !is_same_mode {
+            return Ok(false);
+        }
+        if (now.st_ctime, now.st_ctime_nsec) >= self.shared.began {
+            return Ok(true);
+        }
+        let (source, opened) = open_file(&place.dir.source, &place.name, stat)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let target = openat(dir, name, flags, Mode::empty()).map_err(failed)?;
+        let is_equal =
+            is_equal(&source, &target, size(&opened), &mut self.buffer, &self.shared.stop)?;
+        if is_equal {
+            // It gets a new ctime, and keeps its mode.
+            let mode = Mode::from_raw_mode(now.st_mode);
+            chmodat(dir, name, mode, AtFlags::empty()).map_err(failed)?;
+        }
+        Ok(is_equal)
     }
 }
 
-impl super::Shared {
-    /// Whether the entry's name in DEST is already one of the file's.
-    fn is_linked(&self, place: &Place, id: &str) -> bool {
-        let same = || {
-            let dir = self.links.dir(&self.stage).ok()?;
-            let wanted = statat(dir, id, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-            let target = place.dir.target(&self.target).ok()?;
-            let name = place.name.as_c_str();
-            let now = statat(&target.fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-            Some((wanted.st_dev, wanted.st_ino) == (now.st_dev, now.st_ino))
-        };
-        same().unwrap_or(false)
+fn look_up(dir: &OwnedFd, name: &str) -> Result<Option<Stat>, Errno> {
+    let name = std::ffi::CString::new(name).expect("it has digits only");
+    match look(dir, &name) {
+        Err(Errno::NOENT) => Ok(None),
+        found => found.map(Some),
     }
 }
 
-/// Whether what was linked is still the source, as far as size, mtime and mode tell. The group's rights and set-id bits
-/// are not always kept.
-fn is_unchanged(source: &Stat, target: &Stat) -> bool {
-    let is_file = FileType::from_raw_mode(source.st_mode) == FileType::RegularFile;
-    let is_same_mode = (source.st_mode ^ target.st_mode) & 0o707 == 0;
-    !is_file || (source.st_size == target.st_size && is_same_time(source, target) && is_same_mode)
+/// Whether the entry's name in DEST is already one of the file's.
+fn is_at(root: &OwnedFd, place: &Place, whole: &Stat) -> bool {
+    let Ok(target) = place.dir.target(root) else { return false };
+    let now = statat(&target.fd, place.name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW);
+    now.is_ok_and(|now| (whole.st_dev, whole.st_ino) == (now.st_dev, now.st_ino))
 }
 
-/// More than threads, so that different files seldom wait for each other.
-const LOCKS: usize = 64;
+/// Whether what is in DEST is not what was copied of this state of a source with several names, as far as that is known.
+pub(crate) fn is_other(stage: &OwnedFd, id: &Fingerprint, target: &Stat) -> bool {
+    let Ok(dir) = openat(stage, LINKS_DIR, FOLDER, Mode::empty()) else { return false };
+    let whole = statat(&dir, hex(id), AtFlags::SYMLINK_NOFOLLOW);
+    whole.map_or(true, |whole| (whole.st_dev, whole.st_ino) != (target.st_dev, target.st_ino))
+}
+
+const NO_PANIC: &str = "nobody panics while he holds it";

@@ -4,7 +4,7 @@
 //! DEST/.sealfs-stage/part-K-of-N.log    head, then records as they come; the newest last
 //! DEST/.sealfs-stage/part-K-of-N.base   head, then records of earlier runs, sorted by (key, index)
 //!
-//! head    "SEALSTAG" | version u32 = 1 | 48 bytes 0 | CRC32C of the first 60 bytes u32
+//! head    "SEALSTAG" | version u32 = 2 | origin 16 | 32 bytes 0 | CRC32C of the first 60 bytes u32
 //! record  key 16 | source 16 | target 16 | index u64 | 4 bytes 0 | CRC32C of the first 60 bytes u32     (little-endian)
 //! ```
 //!
@@ -16,10 +16,13 @@
 //!
 //! 1. A record is appended after what it tells of was synced: it never claims too much. Losing one means copying once more.
 //! 2. A record counts only for a source and a target that have its fingerprints: (inode, size, mtime, ctime) hashed. Who
-//!    changes either side, data or attributes, changes a ctime.
-//! 3. A record with a wrong checksum is none. A torn tail is cut, so that records stay aligned.
+//!    changes either side, data or attributes, changes a ctime. A file of the manifest counts only for the origin in its
+//!    head, a hash of SOURCE's path: what is staged from elsewhere may have the same inode numbers and times.
+//! 3. A record with a wrong checksum is none. A torn tail is passed over.
 //! 4. Memory does not grow with the tree: runs of at most [`RUN_LEN`] records are sorted and merged on disk, and looking
 //!    one up is a binary search in the file.
+//! 5. The base has the newest record alone of each (key, index). The order in the files tells which that is, and the
+//!    files' times do between them: where they are wrong an entry is copied again, for its record meets no fingerprint.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -29,7 +32,7 @@ use std::time::Duration;
 use rustix::fd::OwnedFd;
 use rustix::fs::{
     AtFlags, FlockOperation, Mode, OFlags, Stat, fdatasync, flock, ftruncate, openat, renameat,
-    unlinkat,
+    statat, unlinkat,
 };
 use rustix::io::{Errno, pread, pwrite};
 
@@ -47,14 +50,22 @@ pub(crate) struct Record {
     pub(crate) target: Fingerprint,
 }
 
+impl Record {
+    /// What a newer record has, too.
+    fn name(&self) -> (Key, u64) {
+        (self.key, self.index)
+    }
+}
+
 /// The index of an entry's own record.
 pub(crate) const WHOLE: u64 = 0;
 /// The index of the record that a large file was begun.
 pub(crate) const BEGUN: u64 = u64::MAX;
 
-/// Of what stat(2) says. Device numbers differ between nodes and are left out.
-pub(crate) fn fingerprint(stat: &Stat) -> Fingerprint {
+/// Of what stat(2) says, for a source with its mount. Device numbers differ between nodes and are left out.
+pub(crate) fn fingerprint(mount: &[u8], stat: &Stat) -> Fingerprint {
     digest(&[
+        mount,
         &stat.st_ino.to_le_bytes(),
         &stat.st_mode.to_le_bytes(),
         &stat.st_size.to_le_bytes(),
@@ -91,40 +102,38 @@ impl From<Errno> for Refused {
 impl Manifest {
     /// Opens the manifest of `part` of `parts` in `dir`, or makes it. What earlier runs knew, also those that shared the
     /// work differently, becomes its base.
-    pub(crate) fn open(dir: &OwnedFd, part: u32, parts: u32) -> Result<Self, Refused> {
+    pub(crate) fn open(
+        dir: &OwnedFd,
+        part: u32,
+        parts: u32,
+        origin: [u8; 16],
+    ) -> Result<Self, Refused> {
         let name = format!("part-{part}-of-{parts}");
         let (log_name, base_name) = (format!("{name}.log"), format!("{name}.base"));
         let log = openat(dir, log_name.as_str(), OPEN | OFlags::CREATE, FILE_MODE)?;
         lock(&log, FlockOperation::NonBlockingLockExclusive)?;
         refuse_others(dir, part, parts)?;
-        let mut sorter = Sorter::new(dir, &name);
-        for other in manifests(dir)? {
-            // Parts of one division share nothing, so that the others' records are not this one's.
-            if other.parts == parts && other.part != part {
-                continue;
-            }
-            let file = match openat(dir, other.name.as_str(), OPEN, Mode::empty()) {
-                Err(Errno::NOENT) => continue,
-                file => file?,
-            };
-            read_records(&file, &mut |record| {
-                if record.key.part(parts) == part { sorter.add(record) } else { Ok(()) }
-            })?;
-        }
+        let mut sorter = Sorter::new(dir, &name, head(origin));
+        // Parts of one division share nothing, so that the others' records are not this one's.
+        let is_wanted = |other: &Named| other.parts != parts || other.part == part;
+        sorter.add_all(is_wanted, |record| record.key.part(parts) == part)?;
         let (base, count) = sorter.finish(&base_name)?;
         // CRASH before this line: the log's records are in both, and counted once by the next sorting.
         ftruncate(&log, 0)?;
-        write_at(&log, &head(), 0)?;
+        write_at(&log, &head(origin), 0)?;
         Ok(Self { log, end: Mutex::new(RECORD_LEN as u64), base, count })
     }
 
-    /// For who finishes and reads no records: knows nothing, and keeps all parts out while it is open.
-    pub(crate) fn none(dir: &OwnedFd) -> Result<Self, Refused> {
+    /// For who finishes: knows what all parts remember of whole entries, and keeps them out while it is open.
+    pub(crate) fn of_all(dir: &OwnedFd, origin: [u8; 16]) -> Result<Self, Refused> {
         let log = openat(dir, "part-0-of-0.log", OPEN | OFlags::CREATE, FILE_MODE)?;
         lock(&log, FlockOperation::NonBlockingLockExclusive)?;
         refuse_others(dir, 0, 0)?;
-        let base = Sorter::new(dir, "finish").nameless()?;
-        Ok(Self { log, end: Mutex::new(0), base, count: 0 })
+        let mut sorter = Sorter::new(dir, "finish", head(origin));
+        sorter.add_all(|_| true, |record| record.index == WHOLE)?;
+        let base = sorter.nameless()?;
+        let count = sorter.merge(&base)?;
+        Ok(Self { log, end: Mutex::new(0), base, count })
     }
 
     /// Whether there is nothing that an earlier run did.
@@ -142,7 +151,7 @@ impl Manifest {
     }
 
     /// What earlier runs remembered under (key, index).
-    pub(crate) fn find(&self, key: Key, index: u64) -> Result<Vec<Record>, Errno> {
+    pub(crate) fn find(&self, key: Key, index: u64) -> Result<Option<Record>, Errno> {
         let (mut low, mut high) = (0, self.count);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -152,15 +161,10 @@ impl Manifest {
                 _ => low = middle + 1,
             }
         }
-        let mut found = Vec::new();
-        while low < self.count {
-            match self.at(low)? {
-                Some(record) if (record.key, record.index) == (key, index) => found.push(record),
-                _ => break,
-            }
-            low += 1;
+        if low == self.count {
+            return Ok(None);
         }
-        Ok(found)
+        Ok(self.at(low)?.filter(|record| (record.key, record.index) == (key, index)))
     }
 
     fn at(&self, number: u64) -> Result<Option<Record>, Errno> {
@@ -175,7 +179,7 @@ impl Manifest {
 fn refuse_others(dir: &OwnedFd, part: u32, parts: u32) -> Result<(), Refused> {
     for other in manifests(dir)? {
         let is_sibling = other.parts == parts || (other.part, other.parts) == (part, parts);
-        if is_sibling || !other.name.ends_with(".log") {
+        if is_sibling || !other.is_log() {
             continue;
         }
         let log = match openat(dir, other.name.as_str(), OPEN, Mode::empty()) {
@@ -206,17 +210,55 @@ impl Drop for Manifest {
     }
 }
 
-/// Sorts any number of records in bounded memory.
+/// Sorts any number of records in bounded memory. Of those with the same key and index it keeps what was added last.
 struct Sorter<'a> {
     dir: &'a OwnedFd,
     name: &'a str,
+    head: [u8; RECORD_LEN],
     run: Vec<Record>,
     runs: Vec<OwnedFd>,
 }
 
 impl<'a> Sorter<'a> {
-    fn new(dir: &'a OwnedFd, name: &'a str) -> Self {
-        Self { dir, name, run: Vec::new(), runs: Vec::new() }
+    fn new(dir: &'a OwnedFd, name: &'a str, head: [u8; RECORD_LEN]) -> Self {
+        Self { dir, name, head, run: Vec::new(), runs: Vec::new() }
+    }
+
+    /// Adds records of files that are there, the oldest first.
+    fn add_all(
+        &mut self,
+        is_file: impl Fn(&Named) -> bool,
+        is_record: impl Fn(&Record) -> bool,
+    ) -> Result<(), Errno> {
+        let mut found = Vec::new();
+        for named in manifests(self.dir)?.into_iter().filter(is_file) {
+            match statat(self.dir, named.name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => {
+                    found.push((stat.st_mtime, stat.st_mtime_nsec, named.is_log(), named.name));
+                }
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        found.sort_unstable();
+        for (.., name) in found {
+            let file = match openat(self.dir, name.as_str(), OPEN, Mode::empty()) {
+                Err(Errno::NOENT) => continue,
+                file => file?,
+            };
+            let mut first = [0; RECORD_LEN];
+            if read_at(&file, &mut first, 0)? < RECORD_LEN || first != self.head {
+                // Another version's, or of another origin.
+                continue;
+            }
+            let mut reader = Reader::new(&file);
+            while let Some(record) = reader.next()? {
+                if is_record(&record) {
+                    self.add(record)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn add(&mut self, record: Record) -> Result<(), Errno> {
@@ -226,10 +268,16 @@ impl<'a> Sorter<'a> {
 
     /// Puts what is in memory into a file of its own, which has no name any more.
     fn flush(&mut self) -> Result<(), Errno> {
-        self.run.sort_unstable();
-        self.run.dedup();
+        self.run.sort_by_key(Record::name);
+        self.run.dedup_by(|newer, kept| {
+            let is_same = newer.name() == kept.name();
+            if is_same {
+                *kept = *newer;
+            }
+            is_same
+        });
         let file = self.nameless()?;
-        let mut out = Appender::new(&file);
+        let mut out = Appender::new(&file, self.head);
         self.run.drain(..).try_for_each(|record| out.add(&record))?;
         out.flush()?;
         drop(out);
@@ -248,31 +296,37 @@ impl<'a> Sorter<'a> {
 
     /// Merges all into the file `base`, which appears whole or not at all.
     fn finish(mut self, base: &str) -> Result<(OwnedFd, u64), Errno> {
-        self.flush()?;
         let temporary = format!("{base}.tmp");
         let create = OPEN | OFlags::CREATE | OFlags::TRUNC;
         let file = openat(self.dir, temporary.as_str(), create, FILE_MODE)?;
-        let mut out = Appender::new(&file);
-        let mut readers: Vec<Reader<'_>> = self.runs.iter().map(Reader::new).collect();
-        let mut next = BinaryHeap::new();
-        for (at, reader) in readers.iter_mut().enumerate() {
-            next.extend(reader.next()?.map(|record| Reverse((record, at))));
-        }
-        let (mut count, mut last) = (0, None);
-        while let Some(Reverse((record, at))) = next.pop() {
-            next.extend(readers[at].next()?.map(|record| Reverse((record, at))));
-            if last != Some(record) {
-                out.add(&record)?;
-                (count, last) = (count + 1, Some(record));
-            }
-        }
-        out.flush()?;
-        drop(out);
+        let count = self.merge(&file)?;
         // CRASH: the log is emptied next, so this must be on the device under its name.
         fdatasync(&file)?;
         renameat(self.dir, temporary.as_str(), self.dir, base)?;
         rustix::fs::fsync(self.dir)?;
         Ok((file, count))
+    }
+
+    /// Merges all into a file, and tells how many records that has.
+    fn merge(&mut self, file: &OwnedFd) -> Result<u64, Errno> {
+        self.flush()?;
+        let mut out = Appender::new(file, self.head);
+        let mut readers: Vec<Reader<'_>> = self.runs.iter().map(Reader::new).collect();
+        let mut next = BinaryHeap::new();
+        for (at, reader) in readers.iter_mut().enumerate() {
+            next.extend(reader.next()?.map(|record| Reverse((record.name(), at, record))));
+        }
+        let mut count = 0;
+        while let Some(Reverse((name, at, record))) = next.pop() {
+            next.extend(readers[at].next()?.map(|record| Reverse((record.name(), at, record))));
+            // A later run has a newer one.
+            if next.peek().is_none_or(|Reverse((other, ..))| *other != name) {
+                out.add(&record)?;
+                count += 1;
+            }
+        }
+        out.flush()?;
+        Ok(count)
     }
 }
 
@@ -284,8 +338,8 @@ struct Appender<'a> {
 }
 
 impl<'a> Appender<'a> {
-    fn new(file: &'a OwnedFd) -> Self {
-        Self { file, bytes: head().to_vec(), end: 0 }
+    fn new(file: &'a OwnedFd, head: [u8; RECORD_LEN]) -> Self {
+        Self { file, bytes: head.to_vec(), end: 0 }
     }
 
     fn add(&mut self, record: &Record) -> Result<(), Errno> {
@@ -336,28 +390,17 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Hands over every record that is whole; a file of another version holds none.
-fn read_records(
-    file: &OwnedFd,
-    take: &mut dyn FnMut(Record) -> Result<(), Errno>,
-) -> Result<(), Errno> {
-    let mut first = [0; RECORD_LEN];
-    let read = read_at(file, &mut first, 0)?;
-    if read < RECORD_LEN || first != head() {
-        return Ok(());
-    }
-    let mut reader = Reader::new(file);
-    while let Some(record) = reader.next()? {
-        take(record)?;
-    }
-    Ok(())
-}
-
 /// A manifest's file, by its name.
 struct Named {
     name: String,
     part: u32,
     parts: u32,
+}
+
+impl Named {
+    fn is_log(&self) -> bool {
+        self.name.ends_with(".log")
+    }
 }
 
 fn manifests(dir: &OwnedFd) -> Result<Vec<Named>, Errno> {
@@ -380,10 +423,11 @@ pub(crate) fn part_of(name: &str, ending: &str) -> Option<(u32, u32)> {
     Some((part.parse().ok()?, parts.parse().ok()?))
 }
 
-fn head() -> [u8; RECORD_LEN] {
+fn head(origin: [u8; 16]) -> [u8; RECORD_LEN] {
     let mut bytes = [0; RECORD_LEN];
     bytes[..8].copy_from_slice(b"SEALSTAG");
     bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[12..28].copy_from_slice(&origin);
     seal(&mut bytes);
     bytes
 }
@@ -452,7 +496,7 @@ const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 /// One second for a lock that its holder has already left.
 const LOCK_ATTEMPTS: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const RECORD_LEN: usize = 64;
 /// Records that are sorted in memory at a time: 7 MiB.
 const RUN_LEN: usize = if cfg!(test) { 100 } else { 1 << 17 };
@@ -469,6 +513,8 @@ mod tests {
         Record { key: Key::of(name.as_bytes()), index, source: both, target: both }
     }
 
+    const ORIGIN: [u8; 16] = [7; 16];
+
     fn open_dir(dir: &tempfile::TempDir) -> OwnedFd {
         rustix::fs::open(dir.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
     }
@@ -478,18 +524,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fd = open_dir(&dir);
         for run in 0..4 {
-            let manifest = Manifest::open(&fd, 1, 1).unwrap();
+            let manifest = Manifest::open(&fd, 1, 1, ORIGIN).unwrap();
             assert_eq!(manifest.is_new(), run == 0);
             let numbers = (run * 333)..(run * 333 + 400);
             let records: Vec<Record> = numbers.map(|number| record(number, number % 3)).collect();
             records.chunks(7).for_each(|some| manifest.append(some).unwrap());
         }
-        let manifest = Manifest::open(&fd, 1, 1).unwrap();
+        let manifest = Manifest::open(&fd, 1, 1, ORIGIN).unwrap();
         assert_eq!(manifest.count, 3 * 333 + 400);
         for number in 0..manifest.count {
             let wanted = record(number, number % 3);
-            assert_eq!(manifest.find(wanted.key, wanted.index).unwrap(), vec![wanted]);
-            assert_eq!(manifest.find(wanted.key, 3).unwrap(), vec![]);
+            assert_eq!(manifest.find(wanted.key, wanted.index).unwrap(), Some(wanted));
+            assert_eq!(manifest.find(wanted.key, 3).unwrap(), None);
         }
     }
 
@@ -498,14 +544,46 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fd = open_dir(&dir);
         for torn in 1..RECORD_LEN as u64 {
-            let manifest = Manifest::open(&fd, 1, 1).unwrap();
+            let manifest = Manifest::open(&fd, 1, 1, ORIGIN).unwrap();
             manifest.append(&[record(torn, 0), record(1_000 + torn, 0)]).unwrap();
             ftruncate(&manifest.log, len(&manifest.log) - torn).unwrap();
             drop(manifest);
-            let manifest = Manifest::open(&fd, 1, 1).unwrap();
-            assert_eq!(manifest.find(record(torn, 0).key, 0).unwrap().len(), 1, "{torn}");
-            assert!(manifest.find(record(1_000 + torn, 0).key, 0).unwrap().is_empty(), "{torn}");
+            let manifest = Manifest::open(&fd, 1, 1, ORIGIN).unwrap();
+            assert!(manifest.find(record(torn, 0).key, 0).unwrap().is_some(), "{torn}");
+            assert!(manifest.find(record(1_000 + torn, 0).key, 0).unwrap().is_none(), "{torn}");
         }
+    }
+
+    #[test]
+    fn the_newest_record_alone_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = open_dir(&dir);
+        let state = |number: u64, state: u8| Record { source: [state; 16], ..record(number, 0) };
+        for run in 0..4 {
+            let manifest = Manifest::open(&fd, 1, 1, ORIGIN).unwrap();
+            for step in 0..3 {
+                let records: Vec<_> =
+                    (0..150).map(|number| state(number, run * 3 + step)).collect();
+                manifest.append(&records).unwrap();
+            }
+        }
+        let manifest = Manifest::open(&fd, 1, 1, ORIGIN).unwrap();
+        assert_eq!(manifest.count, 150);
+        for number in 0..150 {
+            assert_eq!(manifest.find(record(number, 0).key, 0).unwrap(), Some(state(number, 11)));
+        }
+    }
+
+    #[test]
+    fn what_was_staged_from_elsewhere_is_not_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = open_dir(&dir);
+        let manifest = Manifest::open(&fd, 1, 1, ORIGIN).unwrap();
+        manifest.append(&[record(1, 0)]).unwrap();
+        drop(manifest);
+        assert_eq!(Manifest::of_all(&fd, ORIGIN).unwrap().count, 1);
+        assert_eq!(Manifest::of_all(&fd, [8; 16]).unwrap().count, 0);
+        assert!(Manifest::open(&fd, 1, 1, [8; 16]).unwrap().is_new());
     }
 
     #[test]
@@ -525,15 +603,18 @@ mod tests {
         let fd = open_dir(&dir);
         let all: Vec<Record> = (0..500).map(|number| record(number, 0)).collect();
         for part in 1..=3 {
-            let manifest = Manifest::open(&fd, part, 3).unwrap();
+            let manifest = Manifest::open(&fd, part, 3, ORIGIN).unwrap();
             let own = all.iter().copied().filter(|record| record.key.part(3) == part);
             manifest.append(&own.collect::<Vec<_>>()).unwrap();
         }
-        let parts = [Manifest::open(&fd, 1, 2).unwrap(), Manifest::open(&fd, 2, 2).unwrap()];
+        let parts = [
+            Manifest::open(&fd, 1, 2, ORIGIN).unwrap(),
+            Manifest::open(&fd, 2, 2, ORIGIN).unwrap(),
+        ];
         assert_eq!(parts[0].count + parts[1].count, 500);
         for wanted in all {
             let manifest = &parts[wanted.key.part(2) as usize - 1];
-            assert_eq!(manifest.find(wanted.key, 0).unwrap(), vec![wanted]);
+            assert_eq!(manifest.find(wanted.key, 0).unwrap(), Some(wanted));
         }
     }
 
@@ -541,17 +622,17 @@ mod tests {
     fn two_runs_of_one_part_exclude_each_other() {
         let dir = tempfile::tempdir().unwrap();
         let fd = open_dir(&dir);
-        let first = Manifest::open(&fd, 1, 2).unwrap();
-        assert!(matches!(Manifest::open(&fd, 1, 2), Err(Refused::InUse)));
-        assert!(Manifest::open(&fd, 2, 2).is_ok());
+        let first = Manifest::open(&fd, 1, 2, ORIGIN).unwrap();
+        assert!(matches!(Manifest::open(&fd, 1, 2, ORIGIN), Err(Refused::InUse)));
+        assert!(Manifest::open(&fd, 2, 2, ORIGIN).is_ok());
         // Another division, and who finishes, would meet its temporary files.
-        assert!(matches!(Manifest::open(&fd, 1, 3), Err(Refused::InUse)));
-        assert!(matches!(Manifest::open(&fd, 1, 1), Err(Refused::InUse)));
-        assert!(matches!(Manifest::none(&fd), Err(Refused::InUse)));
+        assert!(matches!(Manifest::open(&fd, 1, 3, ORIGIN), Err(Refused::InUse)));
+        assert!(matches!(Manifest::open(&fd, 1, 1, ORIGIN), Err(Refused::InUse)));
+        assert!(matches!(Manifest::of_all(&fd, ORIGIN), Err(Refused::InUse)));
         drop(first);
-        let finish = Manifest::none(&fd).unwrap();
-        assert!(matches!(Manifest::open(&fd, 1, 2), Err(Refused::InUse)));
+        let finish = Manifest::of_all(&fd, ORIGIN).unwrap();
+        assert!(matches!(Manifest::open(&fd, 1, 2, ORIGIN), Err(Refused::InUse)));
         drop(finish);
-        assert!(Manifest::open(&fd, 1, 2).is_ok());
+        assert!(Manifest::open(&fd, 1, 2, ORIGIN).is_ok());
     }
 }

@@ -29,8 +29,12 @@ pub(crate) enum Opened {
     AsPlace,
 }
 
-/// The extended attributes of a source.
-pub(crate) fn attributes(object: &OwnedFd, opened: Opened) -> Result<Attributes, Trouble> {
+/// The extended attributes of a source, but for those that its file system has for itself.
+pub(crate) fn attributes(
+    object: &OwnedFd,
+    opened: Opened,
+    tally: &Tally,
+) -> Result<Attributes, Trouble> {
     let place = place(object);
     let names = grow(|buffer| match opened {
         Opened::Itself => flistxattr(object, buffer),
@@ -45,18 +49,32 @@ pub(crate) fn attributes(object: &OwnedFd, opened: Opened) -> Result<Attributes,
     let mut found = Vec::new();
     for name in names.split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        if is_of_its_place(name.to_bytes()) {
+            continue;
+        }
         let value = grow(|buffer| match opened {
             Opened::Itself => fgetxattr(object, name, buffer),
             Opened::AsPlace => getxattr(place.as_str(), name, buffer),
         });
         match value {
             Ok(value) => found.push((name.to_owned(), value)),
-            // Removed meanwhile, or not for this user.
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
+            // Removed meanwhile.
+            Err(Errno::NODATA) => {}
+            Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {
+                let name = name.to_string_lossy();
+                tally.note(&format!("attribute {name} is not kept where you may not read it"));
+            }
             Err(errno) => return Err(Trouble::Call("attributes cannot be read", errno)),
         }
     }
     Ok(found)
+}
+
+/// Whether an attribute says how or where a file system keeps the file, or what a machine's policy makes of its place.
+fn is_of_its_place(name: &[u8]) -> bool {
+    matches!(name, b"trusted.lov" | b"security.selinux")
+        || name.starts_with(b"lustre.")
+        || name.starts_with(b"trusted.overlay.")
 }
 
 /// Gives an entry of DEST what the source's has. `now` is what it is like at the moment.

@@ -24,6 +24,7 @@ mod manifest;
 mod marks;
 mod names;
 mod show;
+mod source;
 mod tally;
 mod tree;
 mod trouble;
@@ -32,7 +33,9 @@ mod work;
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
+use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -54,8 +57,9 @@ use ends::{Ends, MADE};
 use finish::PartState;
 use links::Links;
 use manifest::{Manifest, Refused, part_of};
-use names::{Key, hex};
+use names::{Key, digest, hex};
 use show::Shown;
+use source::{look, mount_id};
 use tally::{Counts, Tally};
 use tree::Dir;
 use trouble::Trouble;
@@ -119,8 +123,11 @@ struct Shared {
     cleans: AtomicBool,
     /// In temporary names, so that no other process has the same ones.
     nonce: [u8; 8],
-    manifest: Manifest,
+    /// None when it is used no more.
+    manifest: Option<Manifest>,
     links: Links,
+    /// ctime of what was made in DEST when the run began.
+    began: (i64, u64),
     work: Work,
     /// Folders that could not be walked; the walk at the end meets them again.
     failed_folders: Mutex<BTreeSet<Key>>,
@@ -138,12 +145,12 @@ pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
     let signal = signals()?;
     // Modes are given exactly.
     rustix::process::umask(Mode::empty());
-    let shared = Shared::open(plan)?;
+    let mut shared = Shared::open(plan)?;
     shared.tally.start(json!({
         "direction": if shared.plan.direction == Direction::In { "in" } else { "out" },
         "source": shared.plan.source.to_string_lossy(), "dest": shared.plan.target.to_string_lossy(),
         "part": shared.part, "parts": shared.parts, "finish": shared.plan.finish,
-        "resumed": !shared.manifest.is_new(),
+        "resumed": !shared.manifest().is_new(),
     }));
     let mut watch = Watch::new(&shared, started, signal);
     let mut counts = Counts::default();
@@ -163,6 +170,7 @@ pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
         shared.finish(&mut watch)?;
     }
     counts.add(&shared.tally.counts());
+    drop(watch);
     if is_last && let Err(trouble) = shared.finish_root(counts.is_complete()) {
         shared.tally.failed(b"", &trouble);
         counts.failed += 1;
@@ -175,7 +183,6 @@ pub(crate) fn run(plan: Plan) -> Result<Outcome, Failure> {
         shared.tally.failed(b"", &Trouble::Other(error.to_string()));
         counts.failed += 1;
     }
-    drop(watch);
     Ok(shared.conclude(&counts))
 }
 
@@ -184,9 +191,12 @@ impl Shared {
         let ends = Ends::open(&plan)?;
         let Ends { source, target, stage, stage_path, syncs_each, is_resumed } = ends;
         let (part, parts) = plan.part.unwrap_or((1, 1));
-        // What finishes needs no records: it looks at DEST itself.
-        let manifest =
-            if plan.finish { Manifest::none(&stage) } else { Manifest::open(&stage, part, parts) };
+        let origin = digest(&[fs::canonicalize(&plan.source)?.as_os_str().as_bytes()]);
+        let manifest = if plan.finish {
+            Manifest::of_all(&stage, origin)
+        } else {
+            Manifest::open(&stage, part, parts, origin)
+        };
         let manifest = manifest.map_err(|refused| match refused {
             Refused::InUse => format!(
                 "another `sealfs stage` works on {}, which only parts of one N may do at a time; wait for it or end it",
@@ -203,10 +213,17 @@ impl Shared {
                 format!("report-{part}-of-{parts}.jsonl")
             })
         });
+        // It would be taken for this run's. What is no file (/dev/stderr) stays.
+        if fs::symlink_metadata(&report).is_ok_and(|old| old.is_file()) {
+            fs::remove_file(&report).map_err(|error| {
+                format!("the old report {} cannot be removed: {error}", report.display())
+            })?;
+        }
         let mut nonce = [0; 8];
         getrandom::fill(&mut nonce).map_err(|error| format!("no random number: {error}"))?;
         let stat = fstat(&target)?;
-        let work = Work::new(first_folder(&source)?, spill(&stage)?)?;
+        let work = Work::new(first_folder(&source)?, spill(&stage)?, plan.workers)?;
+        let made = look(&stage, c"")?;
         Ok(Self {
             part,
             parts,
@@ -218,8 +235,9 @@ impl Shared {
             stage_path,
             syncs_each,
             nonce,
-            manifest,
+            manifest: Some(manifest),
             links: Links::new(),
+            began: (made.st_ctime, made.st_ctime_nsec),
             work,
             failed_folders: Mutex::default(),
             tally: Tally::new(plan.json, report),
@@ -232,6 +250,10 @@ impl Shared {
     /// Whether an object is to be synced by itself: no syncfs(2) of DEST covers it.
     fn syncs(&self, object: &OwnedFd) -> Result<bool, Errno> {
         Ok(self.syncs_each || fstat(object)?.st_dev != self.target_id.0)
+    }
+
+    fn manifest(&self) -> &Manifest {
+        self.manifest.as_ref().expect("it is open until all is copied and looked at")
     }
 
     fn is_stopped(&self) -> bool {
@@ -255,6 +277,7 @@ impl Shared {
             copiers.push(Copier::new(self)?);
         }
         let latch = Latch::new(WALKERS + copiers.len());
+        watch.look(&self.work);
         thread::scope(|scope| {
             for _ in 0..WALKERS {
                 scope.spawn(|| {
@@ -286,8 +309,9 @@ impl Shared {
 
     /// Folders' marks, and with `--finish` a look at everything.
     fn finish(&self, watch: &mut Watch<'_>) -> Result<(), Failure> {
-        let work = Work::new(first_folder(&self.source)?, spill(&self.stage)?)?;
+        let work = Work::new(first_folder(&self.source)?, spill(&self.stage)?, 0)?;
         let latch = Latch::new(self.plan.workers);
+        watch.look(&work);
         thread::scope(|scope| {
             for _ in 0..self.plan.workers {
                 scope.spawn(|| {
@@ -315,6 +339,7 @@ impl Shared {
     fn report_unread(&self, work: &Work) {
         loop {
             match work.unread_folder() {
+                Ok(Some(folder)) if folder.is_left => {}
                 Ok(Some(folder)) => self.tally.unread(&folder.path),
                 Ok(None) => return,
                 Err(error) => return self.tally.fail_walk(&error),
@@ -330,7 +355,7 @@ impl Shared {
 
     /// An entry that was not copied, unless an earlier run did.
     fn report_missing(&self, dir: &Dir, name: &CStr, path: &[u8]) {
-        match statat(&dir.source, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match look(&dir.source, name) {
             Ok(stat) if self.is_there(dir, name, Key::of(path), &stat) => self.tally.kept(),
             Ok(stat) => self.tally.missing(path, data_len(&stat)),
             Err(errno) => self.tally.failed(path, &Trouble::reading(errno)),
@@ -365,7 +390,7 @@ impl Shared {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
             let mode = Mode::RUSR | Mode::WUSR;
             let file = openat(&self.stage, temporary.as_str(), flags | OFlags::CLOEXEC, mode)?;
-            let mut file = std::fs::File::from(file);
+            let mut file = fs::File::from(file);
             file.write_all(&text)?;
             file.sync_all()?;
             renameat(&self.stage, temporary.as_str(), &self.stage, name.as_str())?;
@@ -410,27 +435,31 @@ impl<'a> Watch<'a> {
     fn await_end(&mut self, latch: &Latch, work: &Work) {
         while !latch.is_open_within(TICK) {
             self.shown.tick();
-            if self.signal.swap(false, Ordering::Relaxed) {
-                self.shared.tally.note("a signal came: this is the deadline");
-                let now = Instant::now();
-                self.deadline = Some(self.deadline.map_or(now, |deadline| deadline.min(now)));
-                self.grace = GRACE_MIN;
-                end_at_the_latest(Duration::ZERO);
-            }
-            let Some(late) =
-                self.deadline.and_then(|deadline| Instant::now().checked_duration_since(deadline))
-            else {
-                continue;
-            };
-            if !self.shared.stop.swap(true, Ordering::Relaxed) {
-                work.stop();
-            }
-            if late > self.grace {
-                work.cut();
-            }
-            if late > self.grace + HANG_MAX {
-                self.give_up();
-            }
+            self.look(work);
+        }
+    }
+
+    /// Looks at the clock, and at what signals came.
+    fn look(&mut self, work: &Work) {
+        if self.signal.swap(false, Ordering::Relaxed) {
+            self.shared.tally.note("a signal came: this is the deadline");
+            let now = Instant::now();
+            self.deadline = Some(self.deadline.map_or(now, |deadline| deadline.min(now)));
+            self.grace = GRACE_MIN;
+            end_at_the_latest(Duration::ZERO);
+        }
+        let now = Instant::now();
+        let Some(late) = self.deadline.and_then(|deadline| now.checked_duration_since(deadline))
+        else {
+            return;
+        };
+        self.shared.stop.store(true, Ordering::Relaxed);
+        work.stop();
+        if late > self.grace {
+            work.cut();
+        }
+        if late > self.grace + HANG_MAX {
+            self.give_up();
         }
     }
 
@@ -499,11 +528,12 @@ impl Latch {
 }
 
 fn first_folder(source: &OwnedFd) -> Result<Folder, Failure> {
-    Ok(Folder { path: Vec::new(), device: fstat(source)?.st_dev, mount: [0; 16] })
+    let (device, mount) = (fstat(source)?.st_dev, mount_id(source, b"")?);
+    Ok(Folder { path: Vec::new(), device, mount, is_left: false })
 }
 
 /// A file without a name for folders that memory does not hold.
-fn spill(stage: &OwnedFd) -> Result<std::fs::File, Failure> {
+fn spill(stage: &OwnedFd) -> Result<fs::File, Failure> {
     let mut nonce = [0; 8];
     getrandom::fill(&mut nonce).map_err(|error| format!("no random number: {error}"))?;
     let name = format!("folders-{}", hex(&nonce));

@@ -243,6 +243,7 @@ impl Tally {
             "bytes": counts.bytes, "kept": counts.kept, "failed": counts.failed,
             "missing": counts.missing, "missing_bytes": counts.missing_bytes,
             "unread": counts.unread, "report": report,
+            "notes": *self.notes.lock().expect(NO_PANIC),
         }));
         let Counts { done, bytes, kept, failed, missing, missing_bytes, unread, .. } = counts;
         if !self.is_json {

@@ -9,11 +9,12 @@ use std::ffi::CStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{AtFlags, Dir as Listing, FileType, fstat, statat};
+use rustix::fs::{AtFlags, Dir as Listing, FileType, Stat, fstat, statat};
 use rustix::io::Errno;
 
 use super::Shared;
-use super::names::{Key, STAGE_DIR, digest, is_temporary, join};
+use super::names::{Key, STAGE_DIR, is_temporary, join};
+use super::source::{mount_id, open_folder};
 use super::tree::{Dir, Entry, open_below};
 use super::trouble::Trouble;
 use super::work::{Batch, Folder, Work};
@@ -38,7 +39,12 @@ impl Shared {
                     return self.tally.fail_walk(&error);
                 }
             };
-            if let Err(trouble) = self.walk_folder(work, &folder, visit)
+            let result = if folder.is_left {
+                self.clean_left(work, &folder)
+            } else {
+                self.walk_folder(work, &folder, visit)
+            };
+            if let Err(trouble) = result
                 && self.is_new_failure(&folder)
             {
                 self.tally.failed(&folder.path, &trouble);
@@ -69,7 +75,11 @@ impl Shared {
             return Err(Trouble::Other("is DEST itself, shown inside SOURCE: left out".into()));
         }
         let is_crossing = stat.st_dev != folder.device && !folder.path.is_empty();
-        let mount = if is_crossing { digest(&[&folder.path]) } else { folder.mount };
+        let mount = if is_crossing {
+            mount_id(&source, &folder.path).map_err(Trouble::reading)?
+        } else {
+            folder.mount
+        };
         let dir = Arc::new(Dir::new(folder.path.clone(), mount, source));
         if self.is_own(Key::of(&folder.path)) && !self.stop.load(Ordering::Relaxed) {
             dir.target(&self.target).map_err(|errno| match errno {
@@ -80,7 +90,7 @@ impl Shared {
             })?;
         }
         if !(is_crossing && self.plan.one_file_system) {
-            self.list(work, &dir, stat.st_dev, visit)?;
+            self.list(work, &dir, &stat, visit)?;
         }
         visit(Visit::End(&dir));
         Ok(())
@@ -90,13 +100,21 @@ impl Shared {
         &self,
         work: &Work,
         dir: &Arc<Dir>,
-        device: u64,
+        stat: &Stat,
         visit: &mut dyn FnMut(Visit<'_>),
     ) -> Result<(), Trouble> {
-        let mut listing = Listing::read_from(&dir.source).map_err(Trouble::reading)?;
-        let mut entries = Vec::new();
+        let quiet = open_folder(&dir.source, stat).map_err(Trouble::reading)?;
+        let mut listing = Listing::new(quiet).map_err(Trouble::reading)?;
+        let (mut entries, mut result) = (Vec::new(), Ok(()));
         while let Some(entry) = listing.read() {
-            let entry = entry.map_err(Trouble::reading)?;
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(errno) => {
+                    // What was listed before is copied.
+                    result = Err(Trouble::Call("cannot be listed to its end", errno));
+                    break;
+                }
+            };
             let name = entry.file_name();
             if matches!(name.to_bytes(), b"." | b"..") || self.is_left_out(dir, name) {
                 continue;
@@ -111,8 +129,12 @@ impl Shared {
             };
             let path = join(&dir.path, name.to_bytes());
             if kind == FileType::Directory {
-                let folder = Folder { path, device, mount: dir.mount };
-                work.add_folder(folder).map_err(|error| Trouble::Other(error.to_string()))?;
+                let (device, mount) = (stat.st_dev, dir.mount);
+                let folder = Folder { path, device, mount, is_left: false };
+                if let Err(error) = work.add_folder(folder) {
+                    result = Err(Trouble::Other(error.to_string()));
+                    break;
+                }
             } else if self.is_own(Key::of(&path)) {
                 entries.push(Entry { name: name.to_owned() });
                 if entries.len() == BATCH_LEN {
@@ -124,7 +146,7 @@ impl Shared {
         if !entries.is_empty() {
             visit(Visit::Entries(Batch { dir: Arc::clone(dir), entries }));
         }
-        Ok(())
+        result
     }
 
     /// What staging itself has left in the source.

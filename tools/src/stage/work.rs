@@ -7,6 +7,7 @@
 //!
 //! 1. Memory is bounded: folders beyond [`FOLDERS_LEN_MAX`] bytes lie in a file, a full queue of batches makes walkers wait.
 //! 2. A folder that a walker has taken counts as open until he says so: the walk is over when none is open and none waits.
+//!    The copying is over when, besides, every copier waits: one that does not may still find a large file.
 //! 3. Large files come before batches, so that few are open at a time.
 //! 4. After [`Work::stop`] nothing more is handed out to copiers; what is left comes out of [`Work::leftovers`].
 
@@ -26,6 +27,8 @@ pub(crate) struct Folder {
     pub(crate) device: u64,
     /// Which mount it is in, told alike on all nodes.
     pub(crate) mount: [u8; 16],
+    /// SOURCE has none of that path: what an earlier run left in DEST's is removed, and nothing else is done.
+    pub(crate) is_left: bool,
 }
 
 /// Entries of one folder.
@@ -55,6 +58,8 @@ struct State {
     folders: Backlog,
     /// Folders that walkers have taken.
     open: usize,
+    /// Copiers that have something which may lead to more, be it an entry that is tried again.
+    busy: usize,
     batches: VecDeque<Batch>,
     large: Vec<Arc<Large>>,
     is_stopped: bool,
@@ -62,13 +67,19 @@ struct State {
 }
 
 impl Work {
-    /// With the folder that all begins with; `spill` holds the folders that memory does not.
-    pub(crate) fn new(first: Folder, spill: std::fs::File) -> std::io::Result<Self> {
+    /// With the folder that all begins with; `spill` holds the folders that memory does not. All `copiers` count as busy
+    /// until they wait.
+    pub(crate) fn new(
+        first: Folder,
+        spill: std::fs::File,
+        copiers: usize,
+    ) -> std::io::Result<Self> {
         let mut folders = Backlog::new(spill);
         folders.push(first)?;
         let state = State {
             folders,
             open: 0,
+            busy: copiers,
             batches: VecDeque::new(),
             large: Vec::new(),
             is_stopped: false,
@@ -133,22 +144,16 @@ impl Work {
         self.lock().large.retain(|other| !Arc::ptr_eq(other, large));
     }
 
-    /// What to do next.
+    /// What to do next. Who `waits` has nothing left of what he did before.
     pub(crate) fn next(&self, waits: bool) -> Task {
         let mut state = self.lock();
+        state.busy -= usize::from(waits);
         loop {
-            if state.is_stopped {
-                return Task::End;
-            }
-            if let Some(large) = state.large.first() {
-                return Task::Large(Arc::clone(large));
-            }
-            if let Some(batch) = state.batches.pop_front() {
+            if let Some(task) = state.task() {
+                state.busy += usize::from(waits && !matches!(task, Task::End));
+                // There is room for a batch, or all others end, too.
                 self.changed.notify_all();
-                return Task::Batch(batch);
-            }
-            if state.open == 0 && (state.folders.is_empty() || state.is_cut) {
-                return Task::End;
+                return task;
             }
             if !waits {
                 return Task::Nothing;
@@ -180,8 +185,29 @@ impl Work {
         self.lock().folders.pop()
     }
 
+    /// Lets go of the file for folders, when all threads have ended.
+    pub(crate) fn close(&self) {
+        self.lock().folders.file = None;
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect(NO_PANIC)
+    }
+}
+
+impl State {
+    fn task(&mut self) -> Option<Task> {
+        if self.is_stopped {
+            return Some(Task::End);
+        }
+        if let Some(large) = self.large.first() {
+            return Some(Task::Large(Arc::clone(large)));
+        }
+        if let Some(batch) = self.batches.pop_front() {
+            return Some(Task::Batch(batch));
+        }
+        let is_walked = self.open == 0 && (self.folders.is_empty() || self.is_cut);
+        (is_walked && self.busy == 0).then_some(Task::End)
     }
 }
 
@@ -189,7 +215,8 @@ impl Work {
 struct Backlog {
     memory: Vec<Folder>,
     memory_len: usize,
-    file: std::fs::File,
+    /// None when all are walked.
+    file: Option<std::fs::File>,
     /// Of the file: what was taken out again, and what was put in.
     read: u64,
     written: u64,
@@ -197,7 +224,11 @@ struct Backlog {
 
 impl Backlog {
     fn new(file: std::fs::File) -> Self {
-        Self { memory: Vec::new(), memory_len: 0, file, read: 0, written: 0 }
+        Self { memory: Vec::new(), memory_len: 0, file: Some(file), read: 0, written: 0 }
+    }
+
+    fn file(&self) -> &std::fs::File {
+        self.file.as_ref().expect("it is open until all are walked")
     }
 
     fn is_empty(&self) -> bool {
@@ -218,9 +249,10 @@ impl Backlog {
             bytes.extend_from_slice(&len.to_le_bytes());
             bytes.extend_from_slice(&folder.device.to_le_bytes());
             bytes.extend_from_slice(&folder.mount);
+            bytes.push(u8::from(folder.is_left));
             bytes.extend_from_slice(&folder.path);
         }
-        self.file.write_all_at(&bytes, self.written)?;
+        self.file().write_all_at(&bytes, self.written)?;
         for folder in self.memory.drain(..half) {
             self.memory_len -= folder.path.len() + FOLDER_LEN;
         }
@@ -238,16 +270,17 @@ impl Backlog {
             (self.read, self.written) = (0, 0);
             return Ok(None);
         }
-        let mut head = [0; 28];
-        self.file.read_exact_at(&mut head, self.read)?;
+        let mut head = [0; 29];
+        self.file().read_exact_at(&mut head, self.read)?;
         let len = u32::from_le_bytes(head[..4].try_into().expect("4 bytes"));
         let mut path = vec![0; len as usize];
-        self.file.read_exact_at(&mut path, self.read + 28)?;
-        self.read += 28 + u64::from(len);
+        self.file().read_exact_at(&mut path, self.read + 29)?;
+        self.read += 29 + u64::from(len);
         Ok(Some(Folder {
             path,
             device: u64::from_le_bytes(head[4..12].try_into().expect("8 bytes")),
-            mount: head[12..].try_into().expect("16 bytes"),
+            mount: head[12..28].try_into().expect("16 bytes"),
+            is_left: head[28] != 0,
         }))
     }
 }
@@ -265,12 +298,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn copying_is_not_over_while_a_copier_may_find_more() {
+        let first = Folder { path: Vec::new(), device: 0, mount: [0; 16], is_left: false };
+        let work = Work::new(first, tempfile::tempfile().unwrap(), 2).unwrap();
+        work.folder().unwrap().unwrap();
+        work.close_folder();
+        assert!(matches!(work.next(false), Task::Nothing));
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| work.next(true));
+            while work.lock().busy == 2 {
+                std::thread::yield_now();
+            }
+            assert_eq!(work.lock().busy, 1);
+            assert!(matches!(work.next(false), Task::Nothing), "this one has something left");
+            assert!(matches!(work.next(true), Task::End));
+            assert!(matches!(other.join().unwrap(), Task::End));
+        });
+    }
+
+    #[test]
     fn folders_beyond_the_memory_come_back_all_and_once() {
         let mut backlog = Backlog::new(tempfile::tempfile().unwrap());
         let folder = |number: u64| Folder {
             path: vec![b'x'; usize::try_from(number % 300).unwrap()],
             device: number,
             mount: [3; 16],
+            is_left: number.is_multiple_of(2),
         };
         let mut seen = Vec::new();
         for number in 0..5_000 {
