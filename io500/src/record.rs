@@ -99,10 +99,10 @@ impl Record {
         self.results.iter().find(|outcome| outcome.phase == phase).map(|outcome| outcome.value)
     }
 
-    /// Whether it can be submitted.
+    /// Whether it can be submitted; runs with our own workers never can.
     #[must_use]
     pub fn is_submittable(&self) -> bool {
-        self.reasons.is_empty()
+        matches!(self.kind, Kind::Official(_)) && self.reasons.is_empty()
     }
 
     /// The results against an earlier run's, for a terminal.

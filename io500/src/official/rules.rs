@@ -145,7 +145,10 @@ const RULES_AFTER: &[Rule<After>] = &[
     ("score", |facts| {
         let values: Vec<_> =
             facts.report.outcomes.iter().map(|outcome| (outcome.phase, outcome.value)).collect();
-        let (ours, (printed, _)) = (Score::of(&values)?, facts.report.printed?);
+        let ours = Score::of(&values)?;
+        let Some((printed, _)) = facts.report.printed else {
+            return Some("the program printed no score: its summary is not whole".into());
+        };
         // Six digits are printed of each figure.
         let is_near = |a: f64, b: f64| (a - b).abs() <= 2e-6 * a.max(1.0) + 1e-4 * a;
         (!is_near(ours.total, printed.total)).then(|| {
@@ -250,6 +253,7 @@ mod tests {
                 |f| f.report.outcomes[1].seconds = 299.9,
                 "mdtest-easy-write took 299.9",
             ),
+            ("score", |f| f.report.printed = None, "printed no score"),
             ("score", |f| f.report.printed.as_mut().unwrap().0.total += 1.0, "does not follow"),
         ];
         for (rule, _) in RULES_AFTER {

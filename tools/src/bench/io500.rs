@@ -8,7 +8,7 @@ use std::time::Duration;
 use sealfs_io500::archive::Archive;
 use sealfs_io500::own::{Bench, OFFICIAL_STONEWALL, OFFICIAL_TRANSFER};
 use sealfs_io500::{Kind, Outcome, Phase};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::Failure;
@@ -75,10 +75,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Says when somebody wants the run to end.
+/// Says when somebody wants the run to end, be it by ending the terminal.
 pub(crate) fn interrupts() -> Result<mpsc::Receiver<()>, Failure> {
     let (sender, receiver) = mpsc::channel();
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     thread::spawn(move || {
         for _ in signals.forever() {
             if sender.send(()).is_err() {

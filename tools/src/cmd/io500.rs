@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let mount = mount.canonicalize().map_err(|error| format!("{}: {error}", mount.display()))?;
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let ranks = Ranks { hosts, per_host: args.ranks.unwrap_or(processors) };
-    let cluster = ask(args, brought.as_ref());
+    let cluster = ask(args, brought.as_ref()).and_then(|cluster| of_mount(cluster, &mount));
     let wrap = Wrap {
         about: about(&cluster),
         cluster: describe(&cluster, &mount),
@@ -150,6 +150,17 @@ fn ask(args: &Args, brought: Option<&Brought>) -> Result<ClusterStatus, String> 
         Ok(sealfs_client::cluster_status(&nodes, &key, &network, Duration::from_secs(10), false)?)
     };
     ask().map_err(|error| error.to_string())
+}
+
+/// The nodes that answered say nothing of a mount that is another cluster's.
+fn of_mount(cluster: ClusterStatus, mount: &Path) -> Result<ClusterStatus, String> {
+    let mounted = sealfs_client::mount_status(mount).map_err(|error| error.to_string())?.cluster;
+    let asked = cluster.map.cluster.to_string();
+    if mounted == asked {
+        return Ok(cluster);
+    }
+    let mount = mount.display();
+    Err(format!("the nodes are of cluster {asked}, {mount} is of {mounted}; name its own by --nodes"))
 }
 
 /// When each node acknowledges a change.
