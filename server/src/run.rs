@@ -29,6 +29,7 @@ use crate::datadir::{DataDir, Wanted};
 use crate::mailbox::{self, BOX_LEN};
 use crate::metrics::{self, NodeMetrics};
 use crate::recover::{self, CoreFiles};
+use crate::store;
 
 /// A node that could not start: names the thing, the cause and the next step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +91,7 @@ impl Server {
         // Placing the shards is the costly part: once for all cores.
         let of_node = CoreConfig {
             durability: config.durability,
+            in_memory: store::is_in_memory(&config.data),
             only_uid: config.only_uid,
             lease_ms: config.lease_ms,
             losses: dir.losses(),

@@ -48,6 +48,8 @@ pub struct Config {
     pub losses: u64,
     /// When a change is acknowledged.
     pub durability: Durability,
+    /// What the node keeps lies in memory, and is gone with the machine's power in every durability.
+    pub in_memory: bool,
     /// The one user, beside root, whose programs are served; `None`: everybody's.
     pub only_uid: Option<u32>,
     /// A session that has sent nothing for so long has ended, milliseconds.
@@ -72,6 +74,7 @@ impl Config {
             volume_blocks: 0,
             losses: 0,
             durability: Durability::Process,
+            in_memory: false,
             only_uid: None,
             lease_ms: limits::LEASE_MS,
             snapshot_bytes: SNAPSHOT_BYTES,

@@ -25,6 +25,7 @@ mod foreign;
 mod head;
 mod medium;
 mod table;
+mod volatile;
 
 use std::fmt;
 use std::fs::{self, File};
@@ -39,6 +40,7 @@ use crate::{StartError, sys};
 use device::Device;
 use directory::Directory;
 pub(crate) use files::{FileError, failed};
+pub(crate) use volatile::is_in_memory;
 
 /// Opens the store at `path`: a block device, or a directory, which is created if only its last part is missing. Refuses
 /// what is in use, and what holds anything that is not sealfs's.

@@ -505,9 +505,14 @@ impl World {
         let counters = Counted::ALL.map(|what| (what.name(), counted.of(what)));
         // How many cores acknowledge so: a node is as durable as all of them.
         let durability = (self.config.durability.counter(), 1);
+        // "On a device" is said, too: who does not hear it knows that nothing is known.
+        let place = if self.config.in_memory { "data_in_memory" } else { "data_on_device" };
         // By name, as they are merged.
-        let counters: BTreeMap<_, _> =
-            counters.into_iter().chain(payload_of_thread().named()).chain([durability]).collect();
+        let counters: BTreeMap<_, _> = counters
+            .into_iter()
+            .chain(payload_of_thread().named())
+            .chain([durability, (place, 1)])
+            .collect();
         NodeStatus {
             node: self.config.node,
             version: env!("CARGO_PKG_VERSION").into(),
