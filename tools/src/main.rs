@@ -23,6 +23,7 @@ mod process;
 mod reload;
 mod stage;
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -123,7 +124,8 @@ fn main() -> ExitCode {
     match result {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("sealfs: {error}");
+            // The error may be that nobody listens any more: that is no reason to panic.
+            let _ = writeln!(std::io::stderr(), "sealfs: {error}");
             ExitCode::FAILURE
         }
     }
