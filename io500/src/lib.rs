@@ -18,7 +18,7 @@ mod score;
 use std::path::{Path, PathBuf};
 
 pub use phase::{Group, Phase};
-pub use record::{Kind, Outcome, Record, now_unix, time_name};
+pub use record::{Kind, Outcome, Record, System, now_unix, time_name};
 pub use score::Score;
 
 /// Why something of the IO500 could not be done; its text is for a person.
@@ -49,6 +49,9 @@ pub enum Error {
     /// Somebody ended the run.
     #[error("interrupted")]
     Interrupted,
+    /// Nobody listens to what is said of a run.
+    #[error("ended, for what is said of it cannot be written: {0}")]
+    Unheard(std::io::Error),
     /// find found something else than what was written.
     #[error(
         "find: {matches} files are newer than the timestamp, 3901 bytes long and named *01*, instead of {expected}: \

@@ -30,6 +30,9 @@ pub struct Record {
     pub score: Option<Score>,
     /// Why it cannot be submitted; empty if it can.
     pub reasons: Vec<String>,
+    /// What it ran on.
+    #[serde(default)]
+    pub system: System,
     /// Whatever tells runs apart for the reader, e.g. the nodes' version.
     #[serde(default)]
     pub about: String,
@@ -43,6 +46,25 @@ pub enum Kind {
     Official(String),
     /// Our own workers.
     Own,
+}
+
+impl Kind {
+    /// Whether workers of our own ran.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        matches!(self, Self::Own)
+    }
+}
+
+/// What a run ran on, as far as it is known: empty, or 0, if it is not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct System {
+    /// Nodes of the file system.
+    pub nodes: u64,
+    /// By which the client that led the run reached them.
+    pub transport: String,
+    /// When they acknowledge.
+    pub durability: String,
 }
 
 /// One measured phase.
@@ -89,8 +111,36 @@ impl Record {
             score: Score::of(&values),
             results,
             reasons: Vec::new(),
+            system: System::default(),
             about: String::new(),
         }
+    }
+
+    /// In what it was run otherwise than `earlier`, for people; runs are compared only if there is nothing.
+    #[must_use]
+    pub fn differences(&self, earlier: &Self) -> Vec<String> {
+        let shape = |run: &Self| {
+            let System { nodes, transport, durability } = &run.system;
+            let program = if run.kind.is_own() { "own workers" } else { "official program" };
+            [
+                ("program", program.to_owned()),
+                ("clients", run.clients.to_string()),
+                ("processes", run.workers.to_string()),
+                ("stonewall", format!("{} s", run.stonewall_seconds)),
+                ("nodes", if *nodes == 0 { String::new() } else { nodes.to_string() }),
+                ("transport", transport.clone()),
+                ("durability", durability.clone()),
+            ]
+        };
+        let shown = |value: String| if value.is_empty() { "unknown".into() } else { value };
+        shape(earlier)
+            .into_iter()
+            .zip(shape(self))
+            .filter(|((_, then), (_, now))| then != now)
+            .map(|((name, then), (_, now))| {
+                format!("{name} {} then, {} now", shown(then), shown(now))
+            })
+            .collect()
     }
 
     /// The value of a phase.
@@ -102,12 +152,14 @@ impl Record {
     /// Whether it can be submitted; runs with our own workers never can.
     #[must_use]
     pub fn is_submittable(&self) -> bool {
-        matches!(self.kind, Kind::Official(_)) && self.reasons.is_empty()
+        !self.kind.is_own() && self.reasons.is_empty()
     }
 
-    /// The results against an earlier run's, for a terminal.
+    /// The results against an earlier run's if it is of the same shape, for a terminal.
     #[must_use]
     pub fn table(&self, last: Option<&Self>) -> String {
+        let differences = last.map_or_else(Vec::new, |last| self.differences(last));
+        let (last, other) = if differences.is_empty() { (last, None) } else { (None, last) };
         let mut text = String::new();
         for outcome in &self.results {
             let phase = outcome.phase;
@@ -138,6 +190,10 @@ impl Record {
         }
         if let Some(last) = last {
             text += &format!("(x: against the last run, {})\n", last.id);
+        }
+        if let Some(other) = other {
+            let differences = differences.join("; ");
+            text += &format!("(not compared with the last run, {}: {differences})\n", other.id);
         }
         text
     }
@@ -211,5 +267,38 @@ mod tests {
         assert!(text.contains("find") && text.contains("x 1.50"), "{text}");
         assert!(text.contains("no score"), "{text}");
         assert!(!run(3.0).table(None).contains("x "));
+    }
+
+    #[test]
+    fn runs_of_another_shape_are_not_compared_and_say_what_differs() {
+        let run = || Record::new(Kind::Own, 0, vec![Outcome::new(Phase::Find, 3.0, 2.0)]);
+        assert_eq!(run().differences(&run()), Vec::<String>::new());
+        type Change = fn(&mut Record);
+        let changes: [(Change, &str); 7] = [
+            (|run| run.kind = Kind::Official("1".into()), "program own workers then, official"),
+            (|run| run.clients = 3, "clients 1 then, 3 now"),
+            (|run| run.workers = 8, "processes 1 then, 8 now"),
+            (|run| run.stonewall_seconds = 300.0, "stonewall 0 s then, 300 s now"),
+            (|run| run.system.nodes = 3, "nodes unknown then, 3 now"),
+            (|run| run.system.transport = "rdma".into(), "transport unknown then, rdma now"),
+            (|run| run.system.durability = "power".into(), "durability unknown then, power now"),
+        ];
+        for (change, words) in changes {
+            let mut other = run();
+            change(&mut other);
+            let text = other.table(Some(&run()));
+            assert!(!text.contains("x 1.00") && text.contains(words), "{text}");
+            assert_eq!(other.differences(&run()).len(), 1, "{text}");
+            let newer = Record { about: "another version".into(), ..other.clone() };
+            assert!(newer.table(Some(&other)).contains("x 1.00"));
+        }
+    }
+
+    #[test]
+    fn a_run_that_was_kept_before_it_said_its_system_is_read() {
+        let run = Record::new(Kind::Own, 0, Vec::new());
+        let mut value = serde_json::to_value(&run).unwrap();
+        value.as_object_mut().unwrap().remove("system").unwrap();
+        assert_eq!(serde_json::from_value::<Record>(value).unwrap(), run);
     }
 }

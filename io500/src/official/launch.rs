@@ -78,6 +78,12 @@ impl Launcher {
         Ok(Self { program, kind, extra })
     }
 
+    /// Whether what it starts ends with a step of Slurm.
+    #[must_use]
+    pub fn is_srun(&self) -> bool {
+        self.kind == Kind::Srun
+    }
+
     /// The words that start `program` on all ranks.
     #[must_use]
     pub fn words(&self, ranks: &Ranks, program: &[OsString], is_root: bool) -> Vec<OsString> {

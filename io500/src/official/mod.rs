@@ -11,7 +11,7 @@
 //! ```
 //!
 //! 1. A run that fails, is interrupted or lacks phases is kept, too, with what it measured, and labelled.
-//! 2. The data directory is removed at the end of every run.
+//! 2. The data directory is removed at the end of every run, also of one that ends because nobody listens any more.
 //! 3. The mark in `submission/` stands before anything else is there, and goes only when every rule is kept: a crash
 //!    leaves nothing that looks submittable.
 
@@ -31,15 +31,17 @@ use std::time::Instant;
 
 use crate::Error;
 use crate::archive::Archive;
-use crate::record::{Kind, Record, now_unix, time_name};
+use crate::record::{Kind, Record, System, now_unix};
 use program::{Interrupts, run};
-use result::{Report, Summary};
+use result::{Reading, Report, Summary};
 use rules::{After, Before};
 use settings::{Limits, Rates, Wish};
 
 pub use ini::{Ini, Malformed};
 pub use launch::{Launcher, Ranks, official_program};
-pub use rules::Persistence;
+pub use program::Told;
+pub use rules::{Keeping, Persistence};
+pub use settings::check_path;
 
 /// One run of the official program.
 #[derive(Debug)]
@@ -60,6 +62,8 @@ pub struct Wrap {
     pub persistence: Persistence,
     /// The cluster's status, as JSON.
     pub cluster: String,
+    /// What it runs on, by which runs are compared.
+    pub system: System,
     /// Tells runs apart for people.
     pub about: String,
 }
@@ -81,16 +85,14 @@ impl Wrap {
         &self,
         archive: &Archive,
         interrupts: Receiver<()>,
-        told: &mut dyn FnMut(&str),
+        told: &mut Told<'_>,
     ) -> Result<(Record, PathBuf), Error> {
+        // The program runs elsewhere, too: what it is told does not depend on a working directory.
+        check_path(&self.mount)?;
+        check_path(archive.directory())?;
         let interrupts = Interrupts::new(interrupts);
         let (started, started_unix) = (Instant::now(), now_unix());
-        let id = time_name(started_unix);
-        let directory = archive.make_run(&id)?;
-        // The program runs elsewhere, too: what it is told must not depend on a working directory.
-        let directory = directory
-            .canonicalize()
-            .map_err(|error| Error::at("cannot find", &directory, error))?;
+        let (id, directory) = archive.make_run(started_unix)?;
         let data = self.mount.join(format!("io500-{id}"));
         fs::create_dir(&data).map_err(|error| Error::at("cannot work in", &data, error))?;
         let after = self.measure(&directory, &data, &interrupts, told);
@@ -106,6 +108,7 @@ impl Wrap {
         record.clients = self.ranks.clients();
         record.workers = self.ranks.count();
         record.stonewall_seconds = self.stonewall as f64;
+        record.system.clone_from(&self.system);
         record.about.clone_from(&self.about);
         record.reasons = rules::reasons_before(&self.before(ini));
         record.reasons.extend(rules::reasons_after(&after));
@@ -121,7 +124,7 @@ impl Wrap {
         directory: &Path,
         data: &Path,
         interrupts: &Interrupts,
-        told: &mut dyn FnMut(&str),
+        told: &mut Told<'_>,
     ) -> Result<(Ini, After), Error> {
         let limits = if self.calibration > 0 {
             self.calibrate(&directory.join("calibration"), data, interrupts, told)?
@@ -138,9 +141,12 @@ impl Wrap {
         write(&results.join("io500.sh"), &script(&words))?;
         write(&results.join("cluster.json"), &self.cluster)?;
         write(&results.join("system-information.txt"), &self.system())?;
-        told(&format!("running: {}", line(&words)));
+        told(&format!("running: {}", line(&words))).map_err(Error::Unheard)?;
         let ended = run(&words, &results.join("output.txt"), interrupts, told)?;
-        let mut after = After { ended: ended.fault(), ..After::default() };
+        let asked = (self.ranks.count(), self.ranks.clients());
+        let mut after = After { asked, ended: ended.fault(), ..After::default() };
+        let reading = fs::read(results.join("mdtest-hard-read.txt")).unwrap_or_default();
+        after.reading = Reading::parse(&String::from_utf8_lossy(&reading));
         match read(&results) {
             Ok(report) => after.report = report,
             Err(error) => {
@@ -158,7 +164,7 @@ impl Wrap {
         directory: &Path,
         data: &Path,
         interrupts: &Interrupts,
-        told: &mut dyn FnMut(&str),
+        told: &mut Told<'_>,
     ) -> Result<Limits, Error> {
         make(directory)?;
         let data = data.join("calibration");
@@ -171,14 +177,14 @@ impl Wrap {
         };
         let file = directory.join("io500.ini");
         write(&file, &settings::calibration(&wish).to_string())?;
-        told(&format!("calibrating: the writing phases for {} s each", self.calibration));
-        let ended =
-            run(&self.words(&file), &directory.join("output.txt"), interrupts, &mut |_| {})?;
-        if ended.interrupted {
+        told(&format!("calibrating: the writing phases for {} s each", self.calibration))
+            .map_err(Error::Unheard)?;
+        let output = directory.join("output.txt");
+        let ended = run(&self.words(&file), &output, interrupts, &mut |_| Ok(()))?;
+        if ended.interrupted.is_some() {
             return Err(Error::Interrupted);
         }
         let failed = |cause: String| {
-            let output = directory.join("output.txt");
             Error::Plan(format!("the calibration failed: {cause} (see {})", output.display()))
         };
         if let Some(fault) = ended.fault() {
@@ -192,12 +198,13 @@ impl Wrap {
         Ok(Limits::for_rates(&rates, self.ranks.count(), self.stonewall))
     }
 
-    fn check_space(&self, rates: &Rates, told: &mut dyn FnMut(&str)) -> Result<(), Error> {
+    fn check_space(&self, rates: &Rates, told: &mut Told<'_>) -> Result<(), Error> {
         let space = rustix::fs::statvfs(&self.mount)
             .map_err(|error| Error::at("cannot ask for the space of", &self.mount, error.into()))?;
         let free = space.f_bavail * space.f_frsize;
         let needed = rates.space(self.stonewall);
-        told(&format!("space: about {} are needed, {} are free", gib(needed), gib(free)));
+        told(&format!("space: about {} are needed, {} are free", gib(needed), gib(free)))
+            .map_err(Error::Unheard)?;
         if needed <= free {
             return Ok(());
         }

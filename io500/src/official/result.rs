@@ -38,8 +38,12 @@ pub(super) struct Report {
     pub printed: Option<(Score, bool)>,
     /// Lines `ERROR INVALID`, without that mark, with their phase in front.
     pub objections: Vec<String>,
-    /// IOR's calls that do not sync at close.
+    /// Phases whose program was called, with its command line (`exe`).
+    pub called: Vec<Phase>,
+    /// Writing phases whose program was not told to sync: IOR's at close, mdtest's at the end.
     pub unsynced: Vec<String>,
+    /// Reading phases whose program was not told to compare what it read.
+    pub unverified: Vec<String>,
 }
 
 /// The summary's lines that matter here.
@@ -151,7 +155,15 @@ fn detail(
     match (section, name, Phase::named(section)) {
         ("run", "procs", _) => report.procs = value.parse().map_err(|_| "no number")?,
         ("run", "version", _) => value.clone_into(&mut report.version),
-        (_, "exe", Some(_)) if writes_unsynced(value) => report.unsynced.push(section.into()),
+        (_, "exe", Some(phase)) if !value.is_empty() => {
+            report.called.push(phase);
+            if writes_unsynced(value) {
+                report.unsynced.push(section.into());
+            }
+            if reads_unverified(value) {
+                report.unverified.push(section.into());
+            }
+        }
         (_, "score", Some(phase)) => {
             let score = figure(value).ok_or("no number")?;
             scored.push(phase);
@@ -178,11 +190,50 @@ fn detail(
     Ok(())
 }
 
-/// Whether this is a call of IOR that writes and does not sync at close.
+/// Whether this call writes and does not sync: IOR at close by `-e`, mdtest at the end, on the clock, by `-Y`.
 fn writes_unsynced(call: &str) -> bool {
     let has = |wanted| call.split(' ').any(|word| word == wanted);
-    call.starts_with("./ior ") && has("-w") && !has("-e")
+    (call.starts_with("./ior ") && has("-w") && !has("-e"))
+        || (call.starts_with("./mdtest ") && has("-C") && !has("-Y"))
 }
+
+/// Whether this call of mdtest reads (`-E`) and does not compare (`-X`).
+fn reads_unverified(call: &str) -> bool {
+    let has = |wanted| call.split(' ').any(|word| word == wanted);
+    call.starts_with("./mdtest ") && has("-E") && !has("-X")
+}
+
+/// What mdtest says of its own of a reading phase, `mdtest-hard-read.txt`:
+///
+/// ```text
+/// mdtest-4.1.0 was launched with 80 total task(s) on 10 node(s)
+/// ERROR: verifying the data on read (3 errors)! Take the performance values with care!
+/// ```
+///
+/// The program that runs it looks at neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// Machines, told apart by what MPI calls them: two names of one are one.
+    pub(super) machines: u64,
+    /// Files that had not what was written.
+    pub(super) errors: u64,
+}
+
+impl Reading {
+    /// Nothing if it does not say on how many machines it ran. An error whose number cannot be read is one.
+    #[must_use]
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let machines = text.lines().find_map(|line| {
+            let (_, launched) = line.split_once(" was launched with ")?;
+            launched.split_once(" total task(s) on ")?.1.split(' ').next()?.parse().ok()
+        })?;
+        let errors = text.lines().filter_map(|line| line.split_once(ERRORS_BEGIN));
+        let count = |(_, rest): (&str, &str)| rest.split(' ').next()?.parse().ok();
+        Some(Self { machines, errors: errors.map(|line| count(line).unwrap_or(1)).sum() })
+    }
+}
+
+const ERRORS_BEGIN: &str = "ERROR: verifying the data on read (";
 
 /// ` ior-easy-write  0.49 GiB/s : time 300.8 seconds [INVALID]`; nothing for a phase without a measurement.
 fn phase_line(rest: &str) -> Option<Option<Outcome>> {
@@ -274,7 +325,8 @@ mod tests {
         assert_eq!((report.version.as_str(), report.procs), ("io500-isc26_v2", 80));
         assert_eq!(report.outcomes.len(), Phase::ALL.len());
         assert!(report.missing().is_empty() && report.objections.is_empty());
-        assert!(report.unsynced.is_empty());
+        assert!(report.unsynced.is_empty() && report.unverified.is_empty());
+        assert_eq!(report.called, Phase::ALL);
         let values: Vec<_> = report.outcomes.iter().map(|one| (one.phase, one.value)).collect();
         let (ours, (printed, invalid)) = (Score::of(&values).unwrap(), report.printed.unwrap());
         assert!(!invalid);
@@ -381,10 +433,29 @@ mod tests {
     }
 
     #[test]
-    fn ior_without_sync_at_close_is_found() {
-        let details = DETAILS.replacen(" -k -e -o ", " -k -o ", 1);
-        assert_ne!(details, DETAILS);
-        let report = Summary::parse(SUMMARY).unwrap().with_details(&details).unwrap();
-        assert_eq!(report.unsynced, ["ior-easy-write"]);
+    fn programs_that_do_not_sync_or_compare_or_say_how_they_were_called_are_found() {
+        let changed = |from: &str, to: &str| {
+            let details = DETAILS.replace(from, to);
+            assert_ne!(details, DETAILS);
+            Summary::parse(SUMMARY).unwrap().with_details(&details).unwrap()
+        };
+        assert_eq!(changed(" -k -e -o ", " -k -o ").unsynced, ["ior-easy-write", "ior-hard-write"]);
+        let report = changed(" -C -Y -W ", " -C -W ");
+        assert_eq!(report.unsynced, ["mdtest-easy-write", "mdtest-hard-write"]);
+        assert_eq!(changed(" -E -X ", " -E ").unverified, ["mdtest-hard-read"]);
+        let report = changed("exe             = ./pfind", "exe = \ncalled = ./pfind");
+        assert!(!report.called.contains(&Phase::Find) && report.called.len() == 12, "{report:?}");
+    }
+
+    #[test]
+    fn mdtest_says_its_machines_and_what_it_read_wrongly() {
+        const SAID: &str = include_str!("../../golden/valid/mdtest-hard-read.txt");
+        assert_eq!(Reading::parse(SAID), Some(Reading { machines: 10, errors: 0 }));
+        let wrong = |count: &str| format!("{SAID}\n{ERRORS_BEGIN}{count} errors)! Take the\n");
+        assert_eq!(Reading::parse(&wrong("7")).unwrap().errors, 7);
+        assert_eq!(Reading::parse(&wrong("-1")).unwrap().errors, 1);
+        for text in ["", "hello", "x was launched with 80 total task(s) on many node(s)"] {
+            assert_eq!(Reading::parse(text), None, "{text}");
+        }
     }
 }

@@ -9,13 +9,34 @@
 use std::collections::BTreeMap;
 
 use super::ini::Ini;
-use super::result::Report;
+use super::result::{Reading, Report};
 use crate::own::OFFICIAL_STONEWALL;
 use crate::phase::Phase;
 use crate::score::Score;
 
-/// When a change that a node acknowledged outlives a loss of power, as the nodes say: node -> mode. Or why nobody knows.
-pub type Persistence = Result<BTreeMap<String, String>, String>;
+/// Whether what a node acknowledged outlives a loss of power, by node. Or why nobody knows.
+pub type Persistence = Result<BTreeMap<String, Keeping>, String>;
+
+/// What a node says of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keeping {
+    /// When it acknowledges: `process`, `power`, `scratch`.
+    pub durability: String,
+    /// Whether its data lies in memory; `None`: it does not say.
+    pub in_memory: Option<bool>,
+}
+
+impl Keeping {
+    /// Why what it acknowledged may be lost.
+    fn weakness(&self) -> Option<String> {
+        match (self.durability.as_str(), self.in_memory) {
+            ("power", Some(false)) => None,
+            ("power", Some(true)) => Some("keeps its data in memory; give it a device".into()),
+            ("power", None) => Some("does not say where its data lies; it is too old".into()),
+            (mode, _) => Some(format!("runs with --durability {mode}; start it with power")),
+        }
+    }
+}
 
 /// What is known before a run.
 #[derive(Clone, Debug)]
@@ -31,8 +52,12 @@ pub(super) struct Before {
 /// What is known after it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct After {
+    /// Processes and clients that were asked for.
+    pub asked: (u64, u64),
     /// What the program wrote.
     pub report: Report,
+    /// What its mdtest said of the reading phase, if it came to that.
+    pub reading: Option<Reading>,
     /// How the program ended, unless it was well.
     pub ended: Option<String>,
     /// What was configured otherwise than we wrote it.
@@ -76,9 +101,18 @@ const RULES_BEFORE: &[Rule<Before>] = &[
         ))
     }),
     ("another client reads", |facts| {
-        (facts.clients < 2).then(|| {
-            "one client: nobody else read what it wrote after the close; give at least two with --hosts".into()
-        })
+        match facts.clients {
+        0 | 1 => Some(
+            "one client: nobody else read what it wrote after the close; give at least three with --hosts".into(),
+        ),
+        // mdtest's -N 1 shifts ranks by a client: once for stat, twice for read.
+        2 => Some(
+            "two clients: mdtest-hard-read reads where it has written, for it shifts ranks by two clients; give at \
+             least three with --hosts"
+                .into(),
+        ),
+        _ => None,
+    }
     }),
     ("persistence", |facts| match &facts.persistence {
         Err(reason) => Some(format!(
@@ -86,13 +120,12 @@ const RULES_BEFORE: &[Rule<Before>] = &[
         )),
         Ok(nodes) if nodes.is_empty() => Some("no node said when it acknowledges data".into()),
         Ok(nodes) => {
-            let weak: Vec<String> = nodes
+            let weak = nodes
                 .iter()
-                .filter(|(_, mode)| *mode != "power")
-                .map(|(node, mode)| format!("node {node} runs with --durability {mode}"))
-                .collect();
+                .filter_map(|(node, keeping)| Some(format!("node {node} {}", keeping.weakness()?)));
+            let weak: Vec<String> = weak.collect();
             (!weak.is_empty()).then(|| {
-                format!("a close is acknowledged before data is on the device: {}; start them with --durability power", weak.join(", "))
+                format!("a close is acknowledged before data is on a device: {}", weak.join(", "))
             })
         }
     }),
@@ -104,10 +137,54 @@ const RULES_AFTER: &[Rule<After>] = &[
         let missing: Vec<&str> = facts.report.missing().into_iter().map(Phase::name).collect();
         (!missing.is_empty()).then(|| format!("phases without a result: {}", missing.join(", ")))
     }),
-    ("sync at close", |facts| {
+    ("processes", |facts| {
+        let (asked, ran) = (facts.asked.0, facts.report.procs);
+        (asked != ran).then(|| format!("{asked} processes were asked for, {ran} have run"))
+    }),
+    ("machines", |facts| {
+        let (asked, ran) = (facts.asked.1, facts.reading?.machines);
+        (asked != ran).then(|| {
+            format!(
+                "{asked} clients were asked for, and mdtest found {ran} machines: name each machine once, and let the \
+                 launcher use all of them"
+            )
+        })
+    }),
+    ("command lines", |facts| {
+        let has = |phase| facts.report.called.contains(&phase);
+        let silent = facts.report.outcomes.iter().map(|outcome| outcome.phase);
+        let silent: Vec<&str> = silent.filter(|phase| !has(*phase)).map(Phase::name).collect();
+        (!silent.is_empty()).then(|| {
+            format!(
+                "result.txt does not say how programs were called (exe) in {}",
+                silent.join(", ")
+            )
+        })
+    }),
+    ("sync", |facts| {
         let phases = &facts.report.unsynced;
         (!phases.is_empty())
-            .then(|| format!("IOR did not sync at close (-e) in {}", phases.join(", ")))
+            .then(|| format!("not synced, by IOR's -e or mdtest's -Y, was {}", phases.join(", ")))
+    }),
+    ("verification", |facts| {
+        let phases = &facts.report.unverified;
+        if !phases.is_empty() {
+            return Some(format!(
+                "not compared with what was written (-X) was {}",
+                phases.join(", ")
+            ));
+        }
+        let has_read =
+            facts.report.outcomes.iter().any(|outcome| outcome.phase == Phase::MdtestHardRead);
+        match facts.reading {
+            Some(Reading { errors: 0, .. }) => None,
+            Some(Reading { errors, .. }) => Some(format!(
+                "mdtest-hard-read: {errors} files had not what was written (mdtest-hard-read.txt)"
+            )),
+            None => has_read.then(|| {
+                "whether mdtest-hard-read read what was written is not known: mdtest-hard-read.txt does not say".into()
+            }),
+        }
     }),
     ("configuration", |facts| {
         (!facts.changed.is_empty()).then(|| {
@@ -185,15 +262,25 @@ mod tests {
         let mut ini = Ini::default();
         ini.set("debug", "stonewall-time", 300);
         ini.set("find", "run", "TRUE");
-        let nodes = ["1", "2"].map(|node| (node.to_owned(), "power".to_owned()));
-        Before { ini, clients: 2, persistence: Ok(nodes.into()) }
+        let nodes = ["1", "2"].map(|node| (node.to_owned(), keeping("power", Some(false))));
+        Before { ini, clients: 3, persistence: Ok(nodes.into()) }
+    }
+
+    fn keeping(durability: &str, in_memory: Option<bool>) -> Keeping {
+        Keeping { durability: durability.into(), in_memory }
+    }
+
+    fn second_keeps(facts: &mut Before, durability: &str, in_memory: Option<bool>) {
+        facts.persistence.as_mut().unwrap().insert("2".into(), keeping(durability, in_memory));
     }
 
     fn after() -> After {
         let summary =
             Summary::parse(include_str!("../../golden/valid/result_summary.txt")).unwrap();
         let details = include_str!("../../golden/valid/result.txt");
-        After { report: summary.with_details(details).unwrap(), ended: None, changed: Vec::new() }
+        let report = summary.with_details(details).unwrap();
+        let reading = Reading::parse(include_str!("../../golden/valid/mdtest-hard-read.txt"));
+        After { asked: (80, 10), report, reading, ended: None, changed: Vec::new() }
     }
 
     /// Breaks each rule alone; the reason must be the only one and contain the words.
@@ -213,13 +300,20 @@ mod tests {
             ("pause", |f| f.ini.set("debug", "pause-dir", "/p"), "/p"),
             ("files per directory", |f| f.ini.set("mdtest-hard", "files-per-dir", 9), "(9)"),
             ("another client reads", |f| f.clients = 1, "one client"),
+            ("another client reads", |f| f.clients = 2, "reads where it has written"),
             ("persistence", |f| f.persistence = Err("no key".into()), "no key"),
             ("persistence", |f| f.persistence = Ok(BTreeMap::new()), "no node"),
             (
                 "persistence",
-                |f| drop(f.persistence.as_mut().unwrap().insert("2".into(), "process".into())),
+                |f| second_keeps(f, "process", Some(false)),
                 "node 2 runs with --durability process",
             ),
+            (
+                "persistence",
+                |f| second_keeps(f, "power", Some(true)),
+                "node 2 keeps its data in memory",
+            ),
+            ("persistence", |f| second_keeps(f, "power", None), "node 2 does not say where"),
         ];
         for (name, rule) in RULES_BEFORE.iter().map(|(name, _)| (name, name)) {
             assert!(breaks.iter().any(|(of, _, _)| of == rule), "nobody breaks {name}");
@@ -239,11 +333,17 @@ mod tests {
         let breaks: &[(&str, Break, &str)] = &[
             ("without interruption", |f| f.ended = Some("it was killed".into()), "killed"),
             ("all results", |f| drop(f.report.outcomes.remove(4)), "without a result: find"),
+            ("processes", |f| f.asked.0 = 81, "81 processes were asked for, 80 have run"),
+            ("machines", |f| f.asked.1 = 11, "11 clients were asked for, and mdtest found 10"),
             (
-                "sync at close",
-                |f| f.report.unsynced.push("ior-hard-write".into()),
-                "ior-hard-write",
+                "command lines",
+                |f| f.report.called.retain(|phase| *phase != Phase::Find),
+                "(exe) in find",
             ),
+            ("sync", |f| f.report.unsynced.push("ior-hard-write".into()), "ior-hard-write"),
+            ("verification", |f| f.report.unverified.push("x".into()), "(-X) was x"),
+            ("verification", |f| f.reading.as_mut().unwrap().errors = 2, "2 files had not"),
+            ("verification", |f| f.reading = None, "is not known"),
             ("configuration", |f| f.changed.push("[a] b: 1 became 2".into()), "1 became 2"),
             ("valid", |f| f.report.objections.push("find: nothing".into()), "find: nothing"),
             ("valid", |f| f.report.outcomes[3].invalid = true, "invalid: mdtest-hard-write"),

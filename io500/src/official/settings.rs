@@ -8,8 +8,32 @@ use std::path::Path;
 
 use super::ini::Ini;
 use super::result::Report;
+use crate::Error;
 use crate::own::OFFICIAL_TRANSFER;
 use crate::phase::Phase;
+
+/// Whether a path comes through the program as it is: its configuration begins a comment with `#` or `;` and knows no
+/// quotes, and IOR's own options end at a comma or a blank.
+///
+/// # Errors
+/// Names the first letter that does not.
+pub fn check_path(path: &Path) -> Result<(), Error> {
+    let shown = path.display();
+    let text = path.to_str().ok_or_else(|| {
+        Error::Plan(format!(
+            "{shown}: the official program cannot be told a path that is not UTF-8; use another one"
+        ))
+    })?;
+    let is_bad = |letter: &char| {
+        matches!(letter, '#' | ';' | ',') || letter.is_whitespace() || letter.is_control()
+    };
+    match text.chars().find(is_bad) {
+        None => Ok(()),
+        Some(letter) => Err(Error::Plan(format!(
+            "{shown}: the official program cannot be told a path with {letter:?} in it; use another one"
+        ))),
+    }
+}
 
 /// What a configuration follows from.
 #[derive(Clone, Debug)]
@@ -163,6 +187,21 @@ mod tests {
             assert!(limits.hard_transfers * ranks * 47_008 >= 300 * (1 << 30));
             assert!(limits.hard_files * ranks >= 300 * 100_000);
         }
+    }
+
+    #[test]
+    fn paths_that_the_program_would_cut_are_refused_with_the_letter() {
+        use std::os::unix::ffi::OsStrExt;
+        for path in ["/mnt/seal", "/srv/é/a=b_c-1.2"] {
+            assert!(check_path(Path::new(path)).is_ok(), "{path}");
+        }
+        for (path, letter) in
+            [("/a#b", "'#'"), ("/a;b", "';'"), ("/a,b", "','"), ("/a b", "' '"), ("/a\nb", "'\\n'")]
+        {
+            let error = check_path(Path::new(path)).unwrap_err().to_string();
+            assert!(error.contains(letter), "{path}: {error}");
+        }
+        assert!(check_path(Path::new(std::ffi::OsStr::from_bytes(b"/\xff"))).is_err());
     }
 
     #[test]

@@ -1,7 +1,13 @@
 //! The find phase: one directory looked through, and how many files must match.
 //!
 //! A match is newer than the timestamp, has exactly 3,901 bytes and `01` in its name. The name is looked at first, so
-//! that only files with the right name are asked for size and time, as pfind does it.
+//! that only files with the right name are asked for size and time, as pfind does it
+//! (github.com/VI4IO/pfind, `pfind.c`, `find_do_readdir`).
+//!
+//! The phase's rate is pfind's `total_files` per second: every entry that is no directory, whatever its name
+//! (`total_files` grows where a name does not match, and in `find_do_lstat`, which directories never come to). pfind
+//! compares times (of change) by the second and lets equal ones match; here a match must be newer by the nanosecond, since
+//! exact times are what is measured.
 
 use std::fs;
 use std::io::Result;
@@ -16,10 +22,12 @@ pub(super) fn list(root: &Path, search: &Search) -> Result<Listing> {
     let mut listing = Listing::default();
     for entry in fs::read_dir(root.join(&search.directory))? {
         let entry = entry?;
-        listing.entries += 1;
         if entry.file_type()?.is_dir() {
             listing.directories.push(search.directory.join(entry.file_name()));
-        } else if is_named(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        listing.files += 1;
+        if is_named(&entry.file_name().to_string_lossy()) {
             let attributes = entry.metadata()?;
             let time = (attributes.mtime(), attributes.mtime_nsec());
             if attributes.len() == SMALL as u64 && time > search.newer_than {
@@ -63,9 +71,11 @@ mod tests {
         make("long 01", 3_902, 1_001, 0);
         make("file.mdtest.0.110", 3_901, 1_001, 0);
         fs::create_dir(dir.path().join("dir01")).unwrap();
+        std::os::unix::fs::symlink("dir01", dir.path().join("link 01")).unwrap();
         let search = Search { directory: "".into(), newer_than: (1_000, 5) };
         let listing = list(dir.path(), &search).unwrap();
-        let expected = Listing { directories: vec!["dir01".into()], entries: 7, matches: 1 };
+        // Everything but the directory is counted, a link, too.
+        let expected = Listing { directories: vec!["dir01".into()], files: 7, matches: 1 };
         assert_eq!(listing, expected);
     }
 

@@ -9,7 +9,8 @@
 //! 2. What one worker wrote another one reads, stats and deletes; with several mounts, through another mount. Only a
 //!    single worker reads its own.
 //! 3. Whatever differs from what was written ends the run: a byte, a size, a number of files found.
-//! 4. Everything is in one directory, which is removed at the end, also after an error.
+//! 4. Everything is in one directory, which is removed at the end, also after an error. What was measured until then is
+//!    told with it.
 
 mod crew;
 mod find;
@@ -20,6 +21,7 @@ mod worker;
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
@@ -28,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::phase::{Group, Phase};
-use crate::record::{Kind, Outcome, Record, now_unix};
+use crate::record::{Kind, Outcome, Record, System, now_unix};
 use crew::Crew;
 use protocol::{Answer, Assignment, Order, Search, Setup};
 use tasks::HARD_TRANSFER;
@@ -51,6 +53,8 @@ pub struct Bench {
     pub stonewall: Duration,
     /// Bytes of a transfer of ior-easy, a multiple of 4 KiB.
     pub transfer: u64,
+    /// What it runs on, by which runs are compared.
+    pub system: System,
     /// The program that calls [`work`] on its stdin and stdout, and its arguments.
     pub worker: Vec<OsString>,
 }
@@ -68,24 +72,36 @@ struct Counts {
 
 impl Bench {
     /// Runs all phases; `told` hears of each one when it begins (`None`) and when it has ended. Something that comes by
-    /// `interrupts` ends the run; what it left is removed.
+    /// `interrupts` ends the run, and so does `told` when it cannot listen any more; what it left is removed. Returns what
+    /// was measured, and why that is not all.
     ///
     /// # Errors
-    /// The first thing that fails or differs, with worker and reason.
+    /// If it cannot begin.
     pub fn run(
         &self,
         interrupts: Receiver<()>,
-        mut told: impl FnMut(Phase, Option<&Outcome>),
-    ) -> Result<Record, Error> {
+        mut told: impl FnMut(Phase, Option<&Outcome>) -> io::Result<()>,
+    ) -> Result<(Record, Result<(), Error>), Error> {
         self.check()?;
-        let name = format!("sealfs-io500-{}", std::process::id());
+        let name = format!("sealfs-io500-{:016x}", fastrand::u64(..));
         let root = self.mounts[0].join(&name);
         fs::create_dir(&root).map_err(|error| Error::at("cannot work in", &root, error))?;
-        let measured = self.measure(&name, interrupts, &mut told);
-        let removed = fs::remove_dir_all(&root);
-        let record = measured?;
-        removed.map_err(|error| Error::at("cannot remove", &root, error))?;
-        Ok(record)
+        let (started, started_unix) = (Instant::now(), now_unix());
+        let mut outcomes = Vec::new();
+        let measured = self.measure(&name, interrupts, &mut outcomes, &mut told);
+        let seconds = started.elapsed().as_secs_f64();
+        let removed =
+            fs::remove_dir_all(&root).map_err(|error| Error::at("cannot remove", &root, error));
+        let ended = measured.and(removed);
+        let mut record = Record::new(Kind::Own, started_unix, outcomes);
+        record.seconds = seconds;
+        record.clients = self.mounts.len() as u64;
+        record.workers = self.workers;
+        record.stonewall_seconds = self.stonewall.as_secs_f64();
+        record.system.clone_from(&self.system);
+        record.reasons = self.reasons(&record);
+        record.reasons.extend(ended.as_ref().err().map(ToString::to_string));
+        Ok((record, ended))
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -110,8 +126,9 @@ impl Bench {
         &self,
         name: &str,
         interrupts: Receiver<()>,
-        told: &mut impl FnMut(Phase, Option<&Outcome>),
-    ) -> Result<Record, Error> {
+        outcomes: &mut Vec<Outcome>,
+        told: &mut impl FnMut(Phase, Option<&Outcome>) -> io::Result<()>,
+    ) -> Result<(), Error> {
         for mount in &self.mounts[1..] {
             let other = mount.join(name);
             fs::metadata(&other).map_err(|error| {
@@ -133,25 +150,16 @@ impl Bench {
             })
         })?;
         let root = self.mounts[0].join(name);
-        let (started, started_unix) = (Instant::now(), now_unix());
         let mut counts = Counts::default();
-        let mut outcomes = Vec::new();
         for phase in Phase::ALL {
             if phase == Phase::IorHardWrite {
                 counts.timestamp = timestamp(&root)?;
             }
-            told(phase, None);
-            let outcome = self.phase(&mut crew, phase, &mut counts, &root)?;
-            told(phase, Some(&outcome));
-            outcomes.push(outcome);
+            told(phase, None).map_err(Error::Unheard)?;
+            outcomes.push(self.phase(&mut crew, phase, &mut counts, &root)?);
+            told(phase, outcomes.last()).map_err(Error::Unheard)?;
         }
-        let mut record = Record::new(Kind::Own, started_unix, outcomes);
-        record.seconds = started.elapsed().as_secs_f64();
-        record.clients = self.mounts.len() as u64;
-        record.workers = self.workers;
-        record.stonewall_seconds = self.stonewall.as_secs_f64();
-        record.reasons = self.reasons(&record);
-        Ok(record)
+        Ok(())
     }
 
     /// Why its score is none that could be compared or submitted.
@@ -198,10 +206,15 @@ impl Bench {
             })
         })?;
         expect(crew.hear_all()?, |answer| matches!(answer, Answer::Ready))?;
+        // Of millions of names: not on the clock.
+        let matches = match phase {
+            Phase::Find => find::expected(self.workers, counts.hard_files),
+            _ => 0,
+        };
         let start = Instant::now();
         crew.tell_all(|_| Order::Go)?;
         let operations = match (phase, count) {
-            (Phase::Find, _) => find_all(crew, counts)?,
+            (Phase::Find, _) => find_all(crew, counts.timestamp, matches)?,
             (_, Some(count)) => count * self.workers,
             (_, None) => counts.note(phase, wear_out(crew, limit)?) * self.workers,
         };
@@ -307,15 +320,15 @@ fn wear_out(crew: &mut Crew, limit: u64) -> Result<u64, Error> {
     Ok(largest)
 }
 
-/// Deals out directories until all have been looked through. Returns the number of entries.
-fn find_all(crew: &mut Crew, counts: &Counts) -> Result<u64, Error> {
+/// Deals out directories until all have been looked through. Returns the number of files.
+fn find_all(crew: &mut Crew, newer_than: (i64, i64), expected: u64) -> Result<u64, Error> {
     let mut waiting = vec![PathBuf::new()];
     let mut idle: Vec<usize> = (0..crew.len()).collect();
-    let (mut entries, mut matches) = (0, 0);
+    let (mut files, mut matches) = (0, 0);
     loop {
         while let (Some(rank), Some(directory)) = (idle.last().copied(), waiting.pop()) {
             idle.pop();
-            crew.tell(rank, &Order::List(Search { directory, newer_than: counts.timestamp }))?;
+            crew.tell(rank, &Order::List(Search { directory, newer_than }))?;
         }
         if idle.len() == crew.len() {
             break;
@@ -323,7 +336,7 @@ fn find_all(crew: &mut Crew, counts: &Counts) -> Result<u64, Error> {
         match crew.hear()? {
             (rank, Answer::Listed(listing)) => {
                 idle.push(rank);
-                entries += listing.entries;
+                files += listing.files;
                 matches += listing.matches;
                 waiting.extend(listing.directories);
             }
@@ -332,12 +345,11 @@ fn find_all(crew: &mut Crew, counts: &Counts) -> Result<u64, Error> {
             }
         }
     }
-    let expected = find::expected(crew.len() as u64, counts.hard_files);
     if matches != expected {
         return Err(Error::Found { matches, expected });
     }
     crew.tell_all(|_| Order::Go)?;
-    Ok(entries)
+    Ok(files)
 }
 
 fn expect(answers: Vec<Answer>, wanted: impl Fn(&Answer) -> bool) -> Result<(), Error> {
@@ -369,8 +381,31 @@ mod tests {
             workers,
             stonewall: Duration::from_secs(1),
             transfer: OFFICIAL_TRANSFER,
+            system: System::default(),
             worker: vec!["false".into()],
         }
+    }
+
+    #[test]
+    fn a_run_that_breaks_off_leaves_nothing_behind_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        // A worker that never answers.
+        let worker = ["sh", "-c", "while read line; do :; done"].map(Into::into).to_vec();
+        let bench = Bench { mounts: vec![dir.path().into()], worker, ..bench(1, 1) };
+        let (sender, interrupts) = std::sync::mpsc::channel();
+        let told = |_: Phase, _: Option<&Outcome>| {
+            sender.send(()).unwrap();
+            Ok(())
+        };
+        let (record, ended) = bench.run(interrupts, told).unwrap();
+        assert!(matches!(ended, Err(Error::Interrupted)), "{ended:?}");
+        assert!(record.reasons.iter().any(|reason| reason == "interrupted"), "{record:?}");
+        let (_keep, interrupts) = std::sync::mpsc::channel();
+        let unheard = |_: Phase, _: Option<&Outcome>| Err(io::ErrorKind::BrokenPipe.into());
+        let (record, ended) = bench.run(interrupts, unheard).unwrap();
+        assert!(matches!(ended, Err(Error::Unheard(_))), "{ended:?}");
+        assert!(record.score.is_none() && record.results.is_empty());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

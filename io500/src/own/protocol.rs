@@ -86,8 +86,8 @@ pub(super) struct Search {
 pub(super) struct Listing {
     /// Directories in it, relative to the root.
     pub(super) directories: Vec<PathBuf>,
-    /// Entries in it.
-    pub(super) entries: u64,
+    /// Everything else in it.
+    pub(super) files: u64,
     /// Files among them that match.
     pub(super) matches: u64,
 }

@@ -1,7 +1,7 @@
 //! A page of all runs: one HTML file with everything in it, that needs no network.
 //!
 //! Newest run first in words, oldest first in charts. Runs of the official program and our own are never compared with
-//! each other: each is set against the last run of its kind.
+//! each other: each is set against the last run of its kind, if that was of the same shape.
 //!
 //! 1. All text from records is escaped.
 //! 2. Without scripts the page shows the same; the script adds the choice of light and dark.
@@ -12,19 +12,21 @@ use std::fmt::Write;
 
 use chart::{Frame, Point, Series, direction, lines, number, ratios};
 
+use crate::archive::Runs;
 use crate::phase::{Group, Phase};
 use crate::record::{Kind, Record};
 
-/// The page of these runs, the oldest first.
-pub(crate) fn render(runs: &[Record]) -> String {
+/// The page of these runs.
+pub(crate) fn render(runs: &Runs) -> String {
+    let Runs { records, damaged } = runs;
     // A page of a thousand runs would be read by nobody.
-    let runs = &runs[runs.len().saturating_sub(RUNS_MAX)..];
+    let runs = &records[records.len().saturating_sub(RUNS_MAX)..];
     let mut body = String::new();
     match runs.last() {
         None => body += "<main><p class=\"empty\">There are no runs yet.</p></main>",
         Some(newest) => {
             let last = last_before(runs, runs.len() - 1);
-            body += &head(newest, last, runs.len());
+            body += &head(newest, comparable(newest, last), runs.len());
             body += "<main>";
             body += &score_section(runs);
             if let Some(last) = last {
@@ -35,6 +37,14 @@ pub(crate) fn render(runs: &[Record]) -> String {
             body += &runs_section(runs);
             body += "</main>";
         }
+    }
+    if !damaged.is_empty() {
+        let names = damaged.iter().map(|error| format!("<li>{}</li>", escape(&error.to_string())));
+        let _ = write!(
+            body,
+            "<aside class=\"card\"><h2>Runs that cannot be read</h2><ul>{}</ul></aside>",
+            names.collect::<String>()
+        );
     }
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -149,6 +159,16 @@ fn legend(runs: &[Record]) -> String {
 }
 
 fn ratio_section(newest: &Record, last: &Record) -> String {
+    let differences = newest.differences(last);
+    if !differences.is_empty() {
+        return format!(
+            "<section class=\"card\" id=\"ratios\"><h2>Newest run against the last of its kind</h2>\
+             <p class=\"hint\">{} is not compared with {}: {}.</p></section>",
+            escape(&moment(newest)),
+            escape(&moment(last)),
+            escape(&differences.join("; "))
+        );
+    }
     let mut rows: Vec<(String, f64)> = Vec::new();
     for outcome in &newest.results {
         let earlier = last.value(outcome.phase).unwrap_or(f64::NAN);
@@ -187,7 +207,8 @@ fn phase_card(runs: &[Record], phase: Phase) -> String {
     let labels: Vec<String> = runs.iter().map(|run| run.id.clone()).collect();
     let newest = &runs[runs.len() - 1];
     let value = newest.value(phase);
-    let against = last_before(runs, runs.len() - 1).and_then(|last| last.value(phase));
+    let last = comparable(newest, last_before(runs, runs.len() - 1));
+    let against = last.and_then(|last| last.value(phase));
     format!(
         "<div class=\"card phase\"><h4>{phase}</h4><p><span class=\"number\">{}</span> <span class=\"unit\">{}</span> {}</p>{}</div>",
         value.map_or_else(|| "–".into(), number),
@@ -286,8 +307,12 @@ fn runs_section(runs: &[Record]) -> String {
 
 /// The newest run before `at` of its kind.
 fn last_before(runs: &[Record], at: usize) -> Option<&Record> {
-    let is_own = |run: &Record| run.kind == Kind::Own;
-    runs[..at].iter().rfind(|run| is_own(run) == is_own(&runs[at]))
+    runs[..at].iter().rfind(|run| run.kind.is_own() == runs[at].kind.is_own())
+}
+
+/// `last`, unless it was of another shape.
+fn comparable<'a>(newest: &Record, last: Option<&'a Record>) -> Option<&'a Record> {
+    last.filter(|last| newest.differences(last).is_empty())
 }
 
 fn change(value: f64, against: Option<f64>) -> String {
@@ -342,6 +367,20 @@ mod tests {
         run
     }
 
+    fn page_of(runs: &[Record]) -> String {
+        render(&Runs { records: runs.to_vec(), damaged: Vec::new() })
+    }
+
+    #[test]
+    fn a_run_of_another_shape_is_shown_without_ratios_and_with_what_differs() {
+        let mut runs = [run(Kind::Own, 1_000, 1.0), run(Kind::Own, 90_000, 2.0)];
+        assert!(page_of(&runs).contains("×2.00"));
+        runs[1].system.transport = "<rdma>".into();
+        let page = page_of(&runs);
+        assert!(!page.contains("×2.00"), "{page}");
+        assert!(page.contains("transport unknown then, &lt;rdma&gt; now"), "{page}");
+    }
+
     #[test]
     fn a_page_shows_every_phase_of_every_run_and_nothing_unescaped() {
         let official = || Kind::Official("io500-<script>".into());
@@ -350,7 +389,7 @@ mod tests {
             run(Kind::Own, 90_000, 0.5),
             run(official(), 200_000, 2.0),
         ];
-        let page = render(&runs);
+        let page = page_of(&runs);
         // The score, the ratios, and one per phase.
         assert_eq!(page.matches("<svg").count(), 2 + Phase::ALL.len());
         assert_eq!(page.matches("<circle").count(), runs.len() * (1 + Phase::ALL.len()));
@@ -366,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_page_asks_nothing_of_the_network() {
-        let page = render(&[run(Kind::Own, 1_000, 1.0)]);
+        let page = page_of(&[run(Kind::Own, 1_000, 1.0)]);
         for word in ["http:", "https:", "src=", "@import", "url(", "<link"] {
             assert!(!page.contains(word), "{word}");
         }
@@ -374,8 +413,8 @@ mod tests {
 
     #[test]
     fn no_runs_and_runs_without_results_make_a_page_too() {
-        assert!(render(&[]).contains("no runs yet"));
-        let page = render(&[Record::new(Kind::Own, 1, Vec::new())]);
+        assert!(page_of(&[]).contains("no runs yet"));
+        let page = page_of(&[Record::new(Kind::Own, 1, Vec::new())]);
         assert!(page.contains("phases are missing") && !page.contains("NaN"));
     }
 }

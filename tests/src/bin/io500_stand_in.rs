@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Each writing phase claims to have taken a second more than the stonewall. `$STAND_IN` says what goes wrong:
-//! `fails` (a phase ends the program), `lacks` (a phase is left out), `hangs` (before a phase, for ever), `changes` (another
-//! configuration than it was given), `babbles` (no result file is readable), `fast` (more than any disk has space for).
+//! `fails` (a phase ends the program), `lacks` (a phase is left out), `hangs` (before a phase, for ever), `talks` (there, too,
+//! and says so for ever), `changes` (another configuration than it was given), `babbles` (no result file is readable), `fast`
+//! (more than any disk has space for), `twins` (two names are one machine), `misreads` (a file has not what was written).
 //! `$STAND_IN_FACTOR` multiplies all figures.
 #![allow(clippy::print_stdout, reason = "so does the program")]
 
@@ -65,7 +66,9 @@ fn main() {
 
     let stonewall: f64 =
         setting("debug", "stonewall-time").map_or(300.0, |value| value.parse().expect("a number"));
-    let run = Run { stonewall, wrong, factor: factor() };
+    let number = |name: &str| std::env::var(name).map_or(1, |text| text.parse().expect("a number"));
+    let (procs, machines) = (number(PROCS), number(MACHINES));
+    let run = Run { stonewall, wrong, factor: factor(), procs, machines };
     let (summary, details) = run.phases(&|phase| setting(phase, "run") != Some("FALSE"), &put);
     if run.wrong == "babbles" {
         put("result.txt", "\u{0}\u{1}what\n");
@@ -93,20 +96,33 @@ fn launch(words: &[String]) -> ! {
         std::process::exit(0);
     }
     let program = words.iter().position(|word| word.starts_with('/')).expect("a program");
-    panic!("{}", Command::new(&words[program]).args(&words[program + 1..]).exec());
+    let after = |name: &str| words.iter().skip_while(|word| *word != name).nth(1);
+    let hosts = after("--host").map_or(1, |hosts| hosts.split(',').count());
+    let mut command = Command::new(&words[program]);
+    command.args(&words[program + 1..]).env(MACHINES, hosts.to_string());
+    command.env(PROCS, after("-np").expect("a number of processes"));
+    panic!("{}", command.exec());
 }
+
+/// What the launcher tells the program.
+const PROCS: &str = "STAND_IN_PROCS";
+const MACHINES: &str = "STAND_IN_MACHINES";
 
 struct Run {
     stonewall: f64,
     wrong: String,
     factor: f64,
+    procs: u64,
+    machines: u64,
 }
 
 impl Run {
     fn phases(&self, is_on: &dyn Fn(&str) -> bool, put: &dyn Fn(&str, &str)) -> (String, String) {
         let version = "io500-stand-in";
         let mut summary = format!("IO500 version {version} (standard)\n");
-        let mut details = format!("[run]\nprocs           = 2\nversion         = {version}\n");
+        let procs = self.procs;
+        let mut details =
+            format!("[run]\nprocs           = {procs}\nversion         = {version}\n");
         let is_short = self.stonewall != 300.0;
         let mark = if is_short { " [INVALID]" } else { "" };
         if is_short {
@@ -127,8 +143,11 @@ impl Run {
             let (unit, call) = if name.starts_with('i') {
                 ("GiB/s", "./ior -k -e -w")
             } else {
-                ("kIOPS", "./mdtest")
+                ("kIOPS", if is_write { "./mdtest -C -Y" } else { "./mdtest -E -X" })
             };
+            if name == "mdtest-hard-read" && is_on(name) {
+                put("mdtest-hard-read.txt", &self.reading());
+            }
             let counts = name != "timestamp" && !name.contains("rnd");
             let head = if counts { "[RESULT]" } else { "[      ]" };
             let line = format!(
@@ -160,6 +179,17 @@ impl Run {
         (summary, details)
     }
 
+    fn reading(&self) -> String {
+        let machines = self.machines - u64::from(self.wrong == "twins");
+        let procs = self.procs;
+        let mut text =
+            format!("mdtest-4 was launched with {procs} total task(s) on {machines} node(s)\n");
+        if self.wrong == "misreads" {
+            text += "\nERROR: verifying the data on read (3 errors)! Take the performance values with care!\n";
+        }
+        text
+    }
+
     fn figures(&self) -> f64 {
         if self.wrong == "fast" { 1e9 } else { self.factor }
     }
@@ -173,12 +203,15 @@ impl Run {
                 println!("FATAL cannot go on");
                 std::process::exit(1);
             }
-            "hangs" => {
+            "hangs" | "talks" => {
                 put("result.txt", details);
                 put("result_summary.txt", "");
                 println!("hangs");
                 loop {
-                    std::thread::park();
+                    if self.wrong == "talks" {
+                        println!("talks");
+                    }
+                    std::thread::park_timeout(std::time::Duration::from_millis(100));
                 }
             }
             _ => {}

@@ -1,13 +1,15 @@
 //! `sealfs bench io500`: the phases of the IO500 with workers of our own.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use sealfs_io500::archive::Archive;
+use sealfs_io500::archive::{Archive, Runs};
 use sealfs_io500::own::{Bench, OFFICIAL_STONEWALL, OFFICIAL_TRANSFER};
-use sealfs_io500::{Kind, Outcome, Phase};
+use sealfs_io500::{Kind, Outcome, Phase, System};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -55,24 +57,51 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         workers: per_mount * mounts,
         stonewall: Duration::from_secs(args.seconds),
         transfer: args.transfer << 20,
+        system: system(&args.mounts[0]),
         worker: vec![this.into(), "bench".into(), "io500-worker".into()],
     };
     // Before the run, so that a directory that cannot be written is found before and not after it.
     let archive = args.results.as_deref().map(Archive::open).transpose()?;
-    let last = archive.as_ref().map(|archive| archive.last(&Kind::Own)).transpose()?.flatten();
-    let record = bench.run(interrupts()?, |phase, outcome| tell(args.json, phase, outcome))?;
-    let page = archive.as_ref().map(|archive| archive.add(&record)).transpose()?;
+    let earlier = archive.as_ref().map(runs).transpose()?.unwrap_or_default();
+    let (record, ended) =
+        bench.run(interrupts()?, |phase, outcome| tell(args.json, phase, outcome))?;
+    // Kept before anything is said: nobody may be listening any more. A run that measured nothing is no run.
+    let page = match &archive {
+        Some(archive) if !record.results.is_empty() => Some(archive.add(&record)?),
+        _ => None,
+    };
+    ended?;
+    let mut out = std::io::stdout().lock();
     if args.json {
-        println!("{}", serde_json::to_string(&record)?);
-        return Ok(());
+        return Ok(writeln!(out, "{}", serde_json::to_string(&record)?)?);
     }
-    print!("\n{}", record.table(last.as_ref()));
-    println!("\nNO OFFICIAL SCORE:");
-    record.reasons.iter().for_each(|reason| println!("  - {reason}"));
+    write!(out, "\n{}\nNO OFFICIAL SCORE:\n", record.table(earlier.last(&Kind::Own)))?;
+    record.reasons.iter().try_for_each(|reason| writeln!(out, "  - {reason}"))?;
     if let Some(page) = page {
-        println!("\nThe page of all runs: {}", page.display());
+        writeln!(out, "\nThe page of all runs: {}", page.display())?;
     }
     Ok(())
+}
+
+/// The runs until now; those that cannot be read are named.
+pub(crate) fn runs(archive: &Archive) -> Result<Runs, Failure> {
+    let runs = archive.runs()?;
+    for error in &runs.damaged {
+        writeln!(std::io::stderr(), "sealfs: a run is left out: {error}")?;
+    }
+    Ok(runs)
+}
+
+/// What a mount tells of what runs on it, by which runs are compared; nothing if it is no sealfs.
+pub(crate) fn system(mount: &Path) -> System {
+    let Ok(status) = sealfs_client::mount_status(mount) else { return System::default() };
+    let paths = status.peers.iter().filter_map(|peer| peer.path.as_ref());
+    let kinds: BTreeSet<String> = paths.map(|path| path.transport.to_string()).collect();
+    System {
+        nodes: status.peers.len() as u64,
+        transport: kinds.into_iter().collect::<Vec<_>>().join("+"),
+        durability: String::new(),
+    }
 }
 
 /// Says when somebody wants the run to end, be it by ending the terminal.
@@ -89,12 +118,13 @@ pub(crate) fn interrupts() -> Result<mpsc::Receiver<()>, Failure> {
     Ok(receiver)
 }
 
-fn tell(json: bool, phase: Phase, outcome: Option<&Outcome>) {
+fn tell(json: bool, phase: Phase, outcome: Option<&Outcome>) -> std::io::Result<()> {
     match outcome {
-        None => eprintln!("{phase} ..."),
+        None => writeln!(std::io::stderr(), "{phase} ..."),
         Some(outcome) if json => {
-            println!("{}", serde_json::to_string(outcome).expect("an outcome can be written"));
+            let line = serde_json::to_string(outcome).expect("an outcome can be written");
+            writeln!(std::io::stdout(), "{line}")
         }
-        Some(_) => {}
+        Some(_) => Ok(()),
     }
 }

@@ -2,15 +2,18 @@
 
 mod brought;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sealfs_client::ClusterStatus;
 use sealfs_io500::archive::Archive;
-use sealfs_io500::official::{Launcher, Persistence, Ranks, Wrap, official_program};
+use sealfs_io500::official::{
+    Keeping, Launcher, Persistence, Ranks, Wrap, check_path, official_program,
+};
 use sealfs_io500::own::OFFICIAL_STONEWALL;
-use sealfs_io500::{Kind, Record};
+use sealfs_io500::{Record, System};
 
 use crate::Failure;
 use brought::Brought;
@@ -68,6 +71,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let program = official_program(args.io500.as_deref())?;
     let launcher = Launcher::find(args.mpi.as_deref(), args.mpi_arg.clone())?;
     let archive = Archive::open(&args.results)?;
+    check_path(archive.directory())?;
+    let earlier = crate::bench::io500::runs(&archive)?;
     // From here on a signal ends the run, not this process: what was brought up is taken down.
     let interrupts = crate::bench::io500::interrupts()?;
     let (hosts, brought) = clients(args, &launcher)?;
@@ -77,6 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let ranks = Ranks { hosts, per_host: args.ranks.unwrap_or(processors) };
     let cluster = ask(args, brought.as_ref()).and_then(|cluster| of_mount(cluster, &mount));
     let wrap = Wrap {
+        system: system(&cluster, &mount),
         about: about(&cluster),
         cluster: describe(&cluster, &mount),
         persistence: cluster.as_ref().map_err(Clone::clone).and_then(persistence),
@@ -88,15 +94,18 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         calibration: args.calibrate,
     };
     let before = wrap.reasons();
+    let mut told = |line: &str| writeln!(io::stderr(), "{line}");
     if !before.is_empty() {
-        eprintln!("NOT SUBMITTABLE, whatever comes out:\n{}", list(&before));
+        told(&format!("NOT SUBMITTABLE, whatever comes out:\n{}", list(&before)))?;
     }
-    let last = archive.last(&Kind::Official(String::new()))?;
-    let (record, directory) = wrap.run(&archive, interrupts, &mut |line| eprintln!("{line}"))?;
+    // It is kept before it is told: nobody may be listening any more.
+    let (record, directory) = wrap.run(&archive, interrupts, &mut told)?;
+    let mut out = io::stdout().lock();
     if args.json {
-        println!("{}", serde_json::to_string(&record)?);
+        writeln!(out, "{}", serde_json::to_string(&record)?)?;
     } else {
-        tell(&record, last.as_ref(), &directory, &args.results);
+        let last = earlier.last(&record.kind);
+        tell(&mut out, &record, last, &directory, archive.directory())?;
     }
     match record.score {
         Some(_) => Ok(()),
@@ -104,15 +113,23 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
-fn tell(record: &Record, last: Option<&Record>, directory: &Path, results: &Path) {
-    print!("\n{}", record.table(last));
+fn tell(
+    out: &mut impl Write,
+    record: &Record,
+    last: Option<&Record>,
+    directory: &Path,
+    results: &Path,
+) -> io::Result<()> {
+    write!(out, "\n{}", record.table(last))?;
     if record.is_submittable() {
-        println!("\nSubmittable by the rules that are checked here: read io500.org/rules, too.");
+        let rules = "Submittable by the rules that are checked here: read io500.org/rules, too.";
+        writeln!(out, "\n{rules}")?;
     } else {
-        println!("\nNOT SUBMITTABLE:\n{}", list(&record.reasons));
+        writeln!(out, "\nNOT SUBMITTABLE:\n{}", list(&record.reasons))?;
     }
-    println!("results and configuration: {}", directory.join("submission").display());
-    println!("the page of all runs:      {}", results.join("index.html").display());
+    let (submission, page) = (directory.join("submission"), results.join("index.html"));
+    writeln!(out, "results and configuration: {}", submission.display())?;
+    writeln!(out, "the page of all runs:      {}", page.display())
 }
 
 fn list(reasons: &[String]) -> String {
@@ -131,6 +148,14 @@ fn clients(args: &Args, launcher: &Launcher) -> Result<(Vec<String>, Option<Brou
     }
     if args.hosts.is_some() {
         return Err(format!("{target} is no directory, and --hosts goes with a mount").into());
+    }
+    if launcher.is_srun() || std::env::var_os("SLURM_JOB_ID").is_some() {
+        return Err(format!(
+            "cannot bring a file system up on {target} from inside a Slurm job or by srun: the servers would end with \
+             the step that starts them; let the job have its own (sbatch --constraint=sealfs, docs/slurm.md) and name \
+             its mount: --hosts {target} \"$SEALFS_DIR\""
+        )
+        .into());
     }
     let hosts = hosts(target)?;
     let brought = Brought::up(launcher, &hosts, &args.job_arg)?;
@@ -160,7 +185,9 @@ fn of_mount(cluster: ClusterStatus, mount: &Path) -> Result<ClusterStatus, Strin
         return Ok(cluster);
     }
     let mount = mount.display();
-    Err(format!("the nodes are of cluster {asked}, {mount} is of {mounted}; name its own by --nodes"))
+    Err(format!(
+        "the nodes are of cluster {asked}, {mount} is of {mounted}; name its own by --nodes"
+    ))
 }
 
 /// When each node acknowledges a change.
@@ -168,11 +195,30 @@ fn persistence(cluster: &ClusterStatus) -> Persistence {
     let mut modes = BTreeMap::new();
     for node in &cluster.nodes {
         let status = node.status.as_ref().map_err(|error| format!("node {}: {error}", node.id))?;
-        let mode = super::status::durability(&status.counters)
-            .ok_or_else(|| format!("node {} is too old to say its durability", node.id))?;
-        modes.insert(node.id.to_string(), mode.to_owned());
+        let durability = super::status::durability(&status.counters)
+            .ok_or_else(|| format!("node {} is too old to say its durability", node.id))?
+            .to_owned();
+        let says = |name: &str| status.counters.iter().any(|(counter, _)| counter == name);
+        let in_memory = match (says("data_in_memory"), says("data_on_device")) {
+            (false, false) => None,
+            (in_memory, _) => Some(in_memory),
+        };
+        modes.insert(node.id.to_string(), Keeping { durability, in_memory });
     }
     Ok(modes)
+}
+
+/// What the run runs on, by which runs are compared.
+fn system(cluster: &Result<ClusterStatus, String>, mount: &Path) -> System {
+    let durability = match cluster.as_ref().map_err(Clone::clone).and_then(persistence) {
+        Ok(nodes) => {
+            let modes: BTreeSet<String> =
+                nodes.into_values().map(|keeping| keeping.durability).collect();
+            modes.into_iter().collect::<Vec<_>>().join("+")
+        }
+        Err(_) => String::new(),
+    };
+    System { durability, ..crate::bench::io500::system(mount) }
 }
 
 fn about(cluster: &Result<ClusterStatus, String>) -> String {

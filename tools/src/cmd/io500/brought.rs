@@ -1,9 +1,11 @@
 //! A file system that lives as long as a run: `sealfs job up` on all clients before it, `down` after it, both by the MPI
 //! launcher, one process per client.
 //!
-//! 1. Whatever was brought up is taken down when this is dropped, also what came up in parts.
+//! 1. Whatever was brought up is taken down when this is dropped, also what came up in parts, whether anybody still
+//!    listens or not.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -29,7 +31,7 @@ impl Brought {
         words: &[String],
     ) -> Result<Self, Failure> {
         let this = std::env::current_exe()?.into_os_string();
-        let id = format!("io500-{}", std::process::id());
+        let id = id()?;
         let ranks = Ranks { hosts: hosts.to_vec(), per_host: 1 };
         let is_root = rustix::process::geteuid().is_root();
         let job = |verb: &[&str]| {
@@ -41,13 +43,13 @@ impl Brought {
         let list = hosts.join(",");
         let up = job(&["up", "--id", &id, "--hosts", &list, "--durability", "power"]);
         let state = PathBuf::from("/run/sealfs/jobs").join(&id);
+        writeln!(io::stderr(), "bringing a file system up on {list}")?;
         let mut brought = Self {
             mount: PathBuf::new(),
             nodes: state.join("nodes"),
             key: state.join("key"),
             down: job(&["down", "--id", &id]),
         };
-        eprintln!("bringing a file system up on {list}");
         let output = command(&up).output()?;
         if !output.status.success() {
             return Err(
@@ -68,14 +70,26 @@ impl Brought {
 
 impl Drop for Brought {
     fn drop(&mut self) {
-        match command(&self.down).status() {
-            Ok(status) if status.success() => {}
-            Ok(status) => {
-                eprintln!("sealfs: the file system was not taken down everywhere: {status}");
-            }
-            Err(error) => eprintln!("sealfs: the file system was not taken down: {error}"),
-        }
+        // What it says goes through us: a program that cannot say something ends before it has done its work.
+        let ended = command(&self.down).stderr(Stdio::piped()).output();
+        let mut out = io::stderr();
+        let _ = match ended {
+            Ok(output) => out.write_all(&output.stderr).and_then(|()| match output.status {
+                status if status.success() => Ok(()),
+                status => {
+                    writeln!(out, "sealfs: the file system was not taken down everywhere: {status}")
+                }
+            }),
+            Err(error) => writeln!(out, "sealfs: the file system was not taken down: {error}"),
+        };
     }
+}
+
+/// Nobody else's, whatever other process has our number on another of the hosts.
+fn id() -> Result<String, Failure> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|error| format!("no random bytes: {error}"))?;
+    Ok(format!("io500-{:016x}", u64::from_le_bytes(random)))
 }
 
 /// In a process group of its own: a Ctrl-C that ends the run must not end this halfway.
@@ -84,4 +98,16 @@ fn command(words: &[OsString]) -> Command {
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).stdin(Stdio::null()).stderr(Stdio::inherit()).process_group(0);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_file_systems_have_one_id() {
+        let ids = [id().unwrap(), id().unwrap()];
+        assert_ne!(ids[0], ids[1]);
+        assert!(ids.iter().all(|id| id.len() == "io500-".len() + 16), "{ids:?}");
+    }
 }
