@@ -49,6 +49,13 @@ fn browse(page: &Path, name: &str) -> String {
     chromium(&["--dump-dom"])
 }
 
+/// An output that nobody reads.
+fn broken_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
 fn bench(mounts: &[&PathBuf], extra: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.args(["bench", "io500"]).args(extra).args(mounts);
@@ -111,6 +118,20 @@ fn our_own_phases_run_on_two_mounts_and_their_page_shows_them_in_a_browser() {
         assert!(document.contains(&format!("<h4>{phase}</h4>")), "{phase}");
     }
     assert!(document.contains("NO OFFICIAL SCORE"));
+
+    // When its output has broken off a run ends, is kept with what it has measured, and leaves nothing else.
+    let mut command = bench(&[&a, &b], &arguments);
+    command.arg("--results").arg(&results).stdout(broken_pipe()).stderr(Stdio::null());
+    assert_eq!(command.status().expect("sealfs starts").code(), Some(1));
+    let newest = fs::read_dir(&results).unwrap().map(|entry| entry.unwrap().path());
+    let newest = newest.filter(|path| path.is_dir()).max().expect("there are runs");
+    let text = fs::read_to_string(newest.join("run.json")).expect("the run is kept");
+    let record: serde_json::Value = serde_json::from_str(&text).expect("a record is JSON");
+    assert_eq!(record["results"].as_array().unwrap().len(), 1, "{record}");
+    assert!(reasons(&record).contains("cannot be written"), "{record}");
+    for mount in [&a, &b] {
+        assert_eq!(fs::read_dir(mount).unwrap().count(), 0, "the run's directory is left");
+    }
 }
 
 /// A place for `sealfs io500` with the stand-in: a directory in place of a mount, since nothing is measured.
@@ -143,7 +164,9 @@ impl Bed {
     /// `io500/run.sh` on a mount, the stand-in doing `wrong`.
     fn command(&self, mount: &Path, wrong: &str) -> Command {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../io500/run.sh");
-        let mut command = Command::new(script);
+        // However the tests themselves were started (nohup).
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP").arg(script);
         command.env("SEALFS_BIN", binary()).env("STAND_IN", wrong).env_remove("SLURM_JOB_ID");
         command.arg("--io500").arg(env!("CARGO_BIN_EXE_io500_stand_in"));
         command.arg("--mpi").arg(self.dir.path().join("mpirun"));
@@ -381,12 +404,34 @@ fn a_run_that_a_signal_interrupts_ends_its_program_and_keeps_what_it_measured() 
 }
 
 #[test]
+fn a_run_that_is_to_outlive_its_terminal_does() {
+    let bed = Bed::make();
+    let run_line = bed.command(&bed.mount(), "talks");
+    let mut command = Command::new("env");
+    command.arg("--ignore-signal=HUP").args(run_line.get_args().skip(1));
+    command.args(["--calibrate", "0"]).env_remove("SLURM_JOB_ID");
+    command.envs(run_line.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child =
+        command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("run.sh starts");
+    let pid = rustix::process::Pid::from_child(&child);
+    let kill = |signal| rustix::process::kill_process(pid, signal).expect("it is ours");
+    let mut lines =
+        BufReader::new(child.stderr.take().expect("a pipe")).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "hangs"));
+    kill(Signal::HUP);
+    // More than may have been said before it.
+    assert_eq!(lines.by_ref().filter(|line| line == "talks").take(10).count(), 10);
+    kill(Signal::INT);
+    lines.for_each(drop);
+    assert_ended_in_order(&bed, &mut child, "interrupted: by a signal");
+}
+
+#[test]
 fn an_output_that_breaks_off_ends_a_run_in_order() {
     let bed = Bed::make();
     let mut command = bed.command(&bed.mount(), "talks");
-    command.args(["--calibrate", "0"]).stderr(Stdio::piped()).stdout(Stdio::piped());
+    command.args(["--calibrate", "0"]).stderr(Stdio::piped()).stdout(broken_pipe());
     let mut child = command.spawn().expect("run.sh starts");
-    drop(child.stdout.take());
     let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
     assert!(lines.any(|line| line.expect("text") == "hangs"));
     drop(lines);
@@ -394,10 +439,8 @@ fn an_output_that_breaks_off_ends_a_run_in_order() {
     // What comes after it is told to nobody, and kept all the same.
     let bed = Bed::make();
     let mut command = bed.command(&bed.mount(), "");
-    command.args(["--calibrate", "0"]).stderr(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.spawn().expect("run.sh starts");
-    drop(child.stdout.take());
-    assert_eq!(child.wait().expect("it is ours").code(), Some(1));
+    command.args(["--calibrate", "0"]).stderr(Stdio::null()).stdout(broken_pipe());
+    assert_eq!(command.status().expect("run.sh starts").code(), Some(1));
     assert!(bed.only_run().0["score"]["total"].as_f64().unwrap() > 0.0);
 }
 
@@ -413,7 +456,7 @@ fn on_a_host_list(wrong: &str, behind: &str) -> (serde_json::Value, PathBuf, Bed
     let script = format!(
         "set -eu; mkdir -p /mnt; for at in /run /var/lib /mnt; do mount -t tmpfs -o mode=755 none $at; done\n\
          mount --bind {} /etc/hosts; \"$SEALFS_BIN\" key /run/site.key; status=0\n\
-         {} --calibrate 0 --seconds 2 --job-arg --size=512M --job-arg --cores=0 --job-arg --key=/run/site.key {} {behind} || status=$?\n\
+         {} {} --calibrate 0 --seconds 2 --job-arg --size=512M --job-arg --cores=0 --job-arg --key=/run/site.key {behind} || status=$?\n\
          echo \"left: $(ls /run/sealfs/jobs /mnt/sealfs /var/lib/sealfs-jobs 2>&1 | grep -v : | tr -d '[:space:]')\"\n\
          grep -c ' /mnt/sealfs' /proc/self/mounts || true; exit $status",
         hosts.display(),

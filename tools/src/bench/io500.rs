@@ -104,10 +104,12 @@ pub(crate) fn system(mount: &Path) -> System {
     }
 }
 
-/// Says when somebody wants the run to end, be it by ending the terminal.
+/// Says when somebody wants the run to end, be it by ending the terminal, unless the run is to outlive that (nohup(1)).
 pub(crate) fn interrupts() -> Result<mpsc::Receiver<()>, Failure> {
     let (sender, receiver) = mpsc::channel();
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let hangup = (!is_ignored(&status, SIGHUP)).then_some(SIGHUP);
+    let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup))?;
     thread::spawn(move || {
         for _ in signals.forever() {
             if sender.send(()).is_err() {
@@ -118,6 +120,14 @@ pub(crate) fn interrupts() -> Result<mpsc::Receiver<()>, Failure> {
     Ok(receiver)
 }
 
+/// Whether whoever started this process has it ignore `signal`, by its /proc/PID/status (proc_pid_status(5), SigIgn: a bit
+/// for each signal, from 1).
+fn is_ignored(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+}
+
 fn tell(json: bool, phase: Phase, outcome: Option<&Outcome>) -> std::io::Result<()> {
     match outcome {
         None => writeln!(std::io::stderr(), "{phase} ..."),
@@ -126,5 +136,17 @@ fn tell(json: bool, phase: Phase, outcome: Option<&Outcome>) -> std::io::Result<
             writeln!(std::io::stdout(), "{line}")
         }
         Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_those_of_the_mask() {
+        let status = "SigBlk:\tffffffffffffffff\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
+        assert!(is_ignored(status, SIGHUP) && is_ignored(status, 13));
+        assert!(!is_ignored(status, SIGINT) && !is_ignored("", SIGHUP));
     }
 }
