@@ -26,7 +26,7 @@ pub use log::{LogControl, mount_log, set_mount_log};
 pub use metrics::{Late, MountMetrics};
 pub use mount::{Mount, MountConfig, MountError, POOL_LEN, unmount};
 pub use options::{Consistency, MountOptions};
-pub use point::{is_mounted, remount};
+pub use point::{is_mounted, mount_source, remount};
 pub use probe::{BULK_LEN, Measured, Probed, ROUND_TRIPS, probe_nodes};
 pub use sealfs_net::{
     Choice, FileError, Libraries, libraries, memory_beside_arena, port_mtu, read_key, read_nodes,

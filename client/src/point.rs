@@ -9,11 +9,11 @@
 //! 3. The source in the mount table is what the user has named: `mount -a` finds by it and the mountpoint what is mounted.
 //! 4. An error names the mountpoint or device, the cause and what to do.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -115,11 +115,22 @@ pub(crate) fn is_dead(path: &Path) -> bool {
 
 /// Whether the kernel's table holds a sealfs mount at `path` (absolute, without symbolic links). Asks nothing of the mount.
 pub fn is_mounted(path: &Path) -> bool {
+    mount_source(path).is_some()
+}
+
+/// The source of the sealfs mount at `path`, of the upmost one; otherwise as [`is_mounted`].
+pub fn mount_source(path: &Path) -> Option<PathBuf> {
     let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    table.split(|&byte| byte == b'\n').any(|line| {
+    source_in(&table, path)
+}
+
+fn source_in(table: &[u8], path: &Path) -> Option<PathBuf> {
+    let sources = table.split(|&byte| byte == b'\n').filter_map(|line| {
         let (head, tail) = split_mountinfo(line);
-        tail.starts_with(FS_TYPE.as_bytes()) && head == path.as_os_str().as_bytes()
-    })
+        let source = tail.strip_prefix(FS_TYPE.as_bytes())?.split(|&byte| byte == b' ').next()?;
+        (head == path.as_os_str().as_bytes()).then(|| unescape(source))
+    });
+    sources.last().map(|source| OsString::from_vec(source).into())
 }
 
 /// Gives the mount at `mountpoint` the flags of `options` (`ro`, `nodev`, `nosuid`, `noexec`, `noatime`; what is not named
@@ -385,5 +396,12 @@ mod tests {
         assert!(kind.starts_with(b"fuse.sealfs "));
         assert!(!is_mounted(Path::new("/")));
         assert_eq!(split_mountinfo(b""), (vec![], &b""[..]));
+        let table = br"1 2 0:4 / /m rw - fuse.sealfs /run/a\040b/nodes rw
+3 1 0:5 / /m rw - fuse.sealfs n1:7000 rw
+4 3 0:6 / /n rw - nfs n1:/x rw";
+        assert_eq!(source_in(table, Path::new("/m")).as_deref(), Some(Path::new("n1:7000")));
+        let below = source_in(table.split(|&byte| byte == b'\n').next().unwrap(), Path::new("/m"));
+        assert_eq!(below.as_deref(), Some(Path::new("/run/a b/nodes")));
+        assert_eq!(source_in(table, Path::new("/n")), None);
     }
 }

@@ -18,7 +18,7 @@ mod store;
 mod sys;
 
 pub use config::{Config, ConfigError, Settings};
-pub use datadir::cluster_at;
+pub use datadir::cluster_on;
 pub use metrics::{Late, NodeMetrics};
 pub use reload::Read;
 pub use run::{Fatal, Server, StartError, Stopper};

@@ -5,7 +5,8 @@
 //! 2. A zombie has ended.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -66,11 +67,16 @@ pub(crate) fn last_line(log: &Path) -> String {
     text.lines().last().unwrap_or("it said nothing").to_string()
 }
 
-/// The running processes whose stderr is the file `log`.
-pub(crate) fn writing_to(log: &Path) -> Vec<Pid> {
-    let Some(log) = identity(log) else { return Vec::new() };
+/// The running processes whose stderr is the file `log`. An error is never taken for nobody.
+pub(crate) fn writing_to(log: &Path) -> Result<Vec<Pid>, Failure> {
+    match fs::symlink_metadata(log) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(format!("cannot look at {}: {error}", log.display()).into()),
+    }
+    let Some(log) = identity(log) else { return Ok(Vec::new()) };
     let stderr = |pid: &Pid| identity(format!("/proc/{}/fd/2", pid.as_raw_nonzero()).as_ref());
-    all().filter(|pid| stderr(pid) == Some(log)).collect()
+    Ok(all()?.filter(|pid| stderr(pid) == Some(log)).collect())
 }
 
 /// Which file `path` leads to: its device and inode. Others' open files are looked at, too, and lie on file systems that may
@@ -82,9 +88,10 @@ pub(crate) fn identity(path: &Path) -> Option<(u32, u32, u64)> {
 }
 
 /// All processes that /proc lists.
-pub(crate) fn all() -> impl Iterator<Item = Pid> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+pub(crate) fn all() -> Result<impl Iterator<Item = Pid>, Failure> {
+    let entries = fs::read_dir("/proc").map_err(|error| format!("cannot list /proc: {error}"))?;
+    let pid = |entry: fs::DirEntry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?);
+    Ok(entries.flatten().filter_map(pid))
 }
 
 /// A number that is greater for processes that were started later; `None`: it has ended.
@@ -111,50 +118,55 @@ pub(crate) fn end(
     if !is_meant() {
         return Ok(());
     }
-    let deadline = Instant::now() + patience;
-    for signal in [Signal::TERM, Signal::KILL] {
+    for (signal, patience) in [(Signal::TERM, patience), (Signal::KILL, KILL_PATIENCE)] {
         match pidfd_send_signal(&process, signal) {
             Ok(()) => {}
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        let mut wait = [PollFd::new(&process, PollFlags::IN)];
-        let left = deadline.saturating_duration_since(Instant::now()).max(KILL_PATIENCE);
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: 0 };
-        if poll(&mut wait, Some(&timeout))? > 0 {
+        if has_ended(&process, Instant::now() + patience)? {
             return Ok(());
         }
     }
-    Err("does not end, not even by SIGKILL".into())
+    Err(UNKILLABLE.into())
 }
 
 /// Waits for the end of `child`, which is brought about by SIGKILL if it has not come by `until`.
 pub(crate) fn wait(mut child: Child, until: Instant) -> Result<ExitStatus, Failure> {
     let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+    if !has_ended(&process, until)? {
+        child.kill()?;
+        if !has_ended(&process, Instant::now() + KILL_PATIENCE)? {
+            return Err(format!("process {} {UNKILLABLE}", child.id()).into());
+        }
+    }
+    Ok(child.wait()?)
+}
+
+/// Whether the process ends until then.
+fn has_ended(process: &OwnedFd, until: Instant) -> Result<bool, Failure> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let timeout =
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        let mut wait = [PollFd::new(&process, PollFlags::IN)];
-        match poll(&mut wait, Some(&timeout)) {
-            Ok(0) => child.kill()?,
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-            Ok(_) => {}
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ended => return Ok(ended? > 0),
         }
-        return Ok(child.wait()?);
     }
 }
 
 /// Ends all processes whose stderr is the file `log`, see [`end`].
 pub(crate) fn end_writers(log: &Path, patience: Duration) -> Result<(), Failure> {
-    for pid in writing_to(log) {
-        end(pid, patience, || writing_to(log).contains(&pid))
+    for pid in writing_to(log)? {
+        end(pid, patience, || writing_to(log).is_ok_and(|found| found.contains(&pid)))
             .map_err(|error| format!("process {}: {error}", pid.as_raw_nonzero()))?;
     }
     Ok(())
 }
 
+const UNKILLABLE: &str = "does not end, not even by SIGKILL: it waits in the kernel for something that does not answer, \
+                          as `cat /proc/PID/stack` tells";
 /// What the kernel may take to end a process that it is told to.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -169,10 +181,10 @@ mod tests {
         fs::write(&other, "").unwrap();
         let file = File::create(&log).unwrap();
         let mut child = Command::new("sleep").arg("100").stderr(file).spawn().unwrap();
-        assert_eq!(writing_to(&log), [Pid::from_child(&child)]);
-        assert!(writing_to(&other).is_empty() && writing_to(Path::new("/none")).is_empty());
+        assert_eq!(writing_to(&log).unwrap(), [Pid::from_child(&child)]);
+        assert!(writing_to(&other).unwrap().is_empty());
         end_writers(&log, Duration::from_secs(5)).unwrap();
-        assert!(writing_to(&log).is_empty(), "a zombie has ended");
+        assert!(writing_to(&log).unwrap().is_empty(), "a zombie has ended");
         child.wait().unwrap();
     }
 
@@ -208,6 +220,6 @@ mod tests {
         let started = start_node(&mut command, &log).unwrap();
         let error = started.ready(Instant::now() + Duration::from_secs(1));
         assert!(error.unwrap_err().to_string().starts_with("it was not ready in time"));
-        assert!(writing_to(&log).is_empty());
+        assert!(writing_to(&log).unwrap().is_empty());
     }
 }

@@ -9,6 +9,7 @@ mod header;
 mod superblock;
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -57,13 +58,11 @@ pub(crate) struct Wanted<'a> {
     pub(crate) adopt: bool,
 }
 
-/// The cluster whose data lies at `path`; `None`: there is none. Refuses what is in use, and what is not sealfs's.
-pub fn cluster_at(path: &Path) -> Result<Option<ClusterId>, StartError> {
-    let store = store::open(path)?;
-    let Some(bytes) = store.superblock()? else { return Ok(None) };
-    let superblock = Superblock::from_bytes(&bytes)
-        .map_err(|error| StartError(format!("{}: {error}", store.name())))?;
-    Ok(Some(superblock.map.cluster))
+/// The cluster that a block device holds, whoever uses it; `None`: none that can be told. Reads 2 MiB.
+pub fn cluster_on(device: &Path) -> io::Result<Option<ClusterId>> {
+    let superblock = store::superblock_on(device)?;
+    let superblock = superblock.and_then(|bytes| Superblock::from_bytes(&bytes).ok());
+    Ok(superblock.map(|superblock| superblock.map.cluster))
 }
 
 impl LastRun {

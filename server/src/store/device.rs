@@ -29,7 +29,7 @@
 //! last, at a position that no journal reaches.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -64,6 +64,24 @@ struct State {
     /// Geometry and superblock, which is still to come while the sequence is 0.
     head: Head,
     table: Table,
+}
+
+/// The superblock of the device at `path`, whoever uses it: of the two slots one is whole at any moment. `None`: there is
+/// none, or somebody else has written over it. What was emptied from the front, and not to the end, still has it.
+pub(super) fn superblock_on(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = vec![0; 2 * Head::SLOT_LEN as usize];
+    match File::open(path)?.read_exact(&mut bytes) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let (first, second) = bytes.split_at(Head::SLOT_LEN as usize);
+    let head = match (Head::from_bytes(first), Head::from_bytes(second)) {
+        (Slot::Valid(a), Slot::Valid(b)) if a.sequence < b.sequence => b,
+        (Slot::Valid(head), _) => head,
+        (Slot::Empty | Slot::Torn, Slot::Valid(head)) if foreign::known(first).is_none() => head,
+        _ => return Ok(None),
+    };
+    Ok(Some(head.superblock))
 }
 
 impl Device {

@@ -51,6 +51,11 @@ pub(crate) fn open(path: &Path) -> Result<Arc<dyn Store>, StartError> {
     }
 }
 
+/// The superblock of a block device, whoever uses it; see [`device::superblock_on`].
+pub(crate) fn superblock_on(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    device::superblock_on(path)
+}
+
 /// One core's journal in one generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct JournalId {

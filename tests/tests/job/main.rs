@@ -208,10 +208,9 @@ fn reap_removes_what_dead_jobs_have_left_and_nothing_else() {
 
 #[test]
 fn a_device_is_wiped_and_used_again_and_never_one_that_holds_anything_else() {
-    let dir = tempfile::tempdir().unwrap();
-    let device = Loop::of(&dir.path().join("device"), 1 << 30);
-    let path = device.path().to_str().unwrap();
     let nodes = Nodes::new(1, "");
+    let device = Loop::of(&nodes.outside("device"), 1 << 30);
+    let path = device.path().to_str().unwrap();
     for round in 0..2 {
         nodes.up_well("6", &["--data", path]);
         nodes.all[0].shell(USER, "echo x > /mnt/sealfs/6/x").unwrap();
@@ -235,6 +234,151 @@ fn a_device_is_wiped_and_used_again_and_never_one_that_holds_anything_else() {
     assert!(said(output).contains("ext4"), "{}", said(output));
     nodes.down("6");
     assert_eq!(nodes.all[0].shell(0, &format!("sha256sum {path}")).unwrap(), before);
+    nodes.assert_clean();
+}
+
+#[test]
+fn the_second_of_two_jobs_on_a_device_comes_and_goes_while_the_first_runs() {
+    let nodes = Nodes::new(1, "");
+    let device = Loop::of(&nodes.outside("device"), 1 << 30);
+    let (node, path) = (&nodes.all[0], device.path().to_str().unwrap());
+    nodes.up_well("1", &["--data", path]);
+    node.shell(USER, "echo mine > /mnt/sealfs/1/file").unwrap();
+    let output = &nodes.up("2", &["--data", path])[0];
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(output).contains("is in use") && !said(output).contains("undone"), "{output:?}");
+    assert!(node.shell(0, "ls /run/sealfs/jobs/2 /var/lib/sealfs-jobs/2").is_err());
+    nodes.down("2");
+    // One whose `up` was killed: its mark names the device, too.
+    let mark = "sed 's/\"1\"/\"2\"/' 1/sealfs-job > 2/sealfs-job; sed -i 's/\"cluster\":\"./&0/' 2/sealfs-job";
+    let line = format!("cd /var/lib/sealfs-jobs; mkdir 2; {mark}; grep -q {path} 2/sealfs-job");
+    node.shell(0, &line).unwrap();
+    let reaped = node.job(&["reap"]);
+    assert_eq!((reaped.status.code(), &*reaped.stdout), (Some(0), &b"2\n"[..]), "{reaped:?}");
+    assert_eq!(node.shell(USER, "cat /mnt/sealfs/1/file").unwrap(), "mine\n");
+    nodes.down("1");
+    nodes.assert_clean();
+    nodes.up_well("2", &["--data", path]);
+    nodes.down("2");
+    nodes.assert_clean();
+}
+
+#[test]
+fn a_device_that_cannot_be_read_keeps_its_mark_until_it_can() {
+    let nodes = Nodes::new(1, "");
+    let file = nodes.outside("device");
+    let device = Loop::of(&file, 1 << 30);
+    let (node, path) = (&nodes.all[0], device.path().to_str().unwrap());
+    nodes.up_well("6", &["--data", path]);
+    node.kill("serve");
+    let whole = nodes.outside("whole");
+    run(Command::new("cp").arg("--sparse=always").arg(&file).arg(&whole));
+    run(Command::new("truncate").args(["-s", "0"]).arg(&file));
+    let output = node.job(&["down", "--id", "6"]);
+    assert!(!output.status.success() && said(&output).contains("cannot wipe"), "{}", said(&output));
+    assert!(
+        node.shell(0, "ls /var/lib/sealfs-jobs/6/sealfs-job /run/sealfs/jobs/6/record").is_ok()
+    );
+    run(Command::new("dd")
+        .arg("conv=notrunc,sparse")
+        .arg("bs=1M")
+        .args([format!("if={}", whole.display()), format!("of={}", file.display())]));
+    run(Command::new("truncate").args(["-s", "1G"]).arg(&file));
+    nodes.down("6");
+    nodes.assert_clean();
+    let head = node.shell(0, &format!("head -c 2097152 {path} | tr -d '\\0' | wc -c"));
+    assert_eq!(head.unwrap(), "0\n");
+}
+
+#[test]
+fn a_job_whose_record_is_torn_is_never_taken_for_none() {
+    let nodes = Nodes::new(1, "log-dir = '/run/logs'\n");
+    let node = &nodes.all[0];
+    for (data, ends_by) in [("/var/lib/sealfs-jobs", "reap"), ("memory", "down")] {
+        nodes.up_well("18", &["--data", data]);
+        node.shell(USER, "echo mine > /mnt/sealfs/18/file").unwrap();
+        node.shell(0, "truncate -s 40 /run/sealfs/jobs/18/record").unwrap();
+        let words = [
+            &["reap"][..],
+            &["down", "--id", "18"],
+            &["down", "--id", "18", "--stage-out", "file:/run/project/out"],
+            &["up", "--id", "18", "--hosts", "n1"],
+        ];
+        for words in words {
+            let output = node.job(words);
+            let said = said(&output);
+            assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
+            assert!(said.contains("cannot read the record /run/sealfs/jobs/18/record"), "{said}");
+            assert!(said.contains("`sealfs job down --force --id 18`"), "{said}");
+        }
+        assert!(said(&node.job(&["status"])).contains("unreadable"));
+        assert_eq!(node.shell(USER, "cat /mnt/sealfs/18/file").unwrap(), "mine\n");
+        if ends_by == "reap" {
+            node.kill("serve");
+            assert_eq!(node.job(&["reap"]).stdout, b"18\n");
+        } else {
+            let output = node.job(&["down", "--id", "18", "--force"]);
+            assert!(output.status.success(), "{}", said(&output));
+        }
+        node.shell(0, "grep -q formatted /run/logs/18.server.log; rm -r /run/logs").unwrap();
+        nodes.assert_clean();
+    }
+}
+
+#[test]
+fn what_belongs_to_another_state_or_to_no_job_is_left_alone() {
+    let nodes = Nodes::new(1, "");
+    let node = &nodes.all[0];
+    nodes.up_well("21", &[]);
+    node.shell(USER, "echo mine > /mnt/sealfs/21/file").unwrap();
+    // An administrator's own mount, which has nothing to do with any job but its place.
+    let mount = "mkdir /mnt/sealfs/home; sh -c 'exec /run/site/sealfs mount --key /run/sealfs/jobs/21/key \
+                 --log-file /run/home.log /run/sealfs/jobs/21/nodes /mnt/sealfs/home'";
+    node.shell(0, mount).unwrap();
+    let other = ["--state", "/run/other"];
+    let reaped = node.job(&[&["reap"][..], &other].concat());
+    assert_eq!((reaped.status.code(), &*reaped.stdout), (Some(0), &b""[..]), "{reaped:?}");
+    for words in [["down", "--id", "21"], ["down", "--id", "home"]] {
+        let output = node.job(&[&words[..], &other].concat());
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains("stays"), "{}", said(&output));
+    }
+    let output = &nodes.up("home", &[])[0];
+    assert!(said(output).contains("/mnt/sealfs/home, and is not this job's"), "{}", said(output));
+    assert!(node.job(&["reap"]).stdout.is_empty());
+    assert_eq!(
+        node.shell(0, "cat /mnt/sealfs/home/file /mnt/sealfs/21/file").unwrap(),
+        "mine\nmine\n"
+    );
+    node.shell(0, "/run/site/sealfs umount /mnt/sealfs/home; rmdir /mnt/sealfs/home; rm /run/home.log; rm -r /run/other /run/sealfs/jobs/home").unwrap();
+    // The state is gone, and so is the log by which the server would be found; the server is not.
+    node.shell(0, "rm -r /run/sealfs/jobs/21").unwrap();
+    let reaped = node.job(&["reap"]);
+    assert_eq!(reaped.status.code(), Some(1));
+    assert!(said(&reaped).contains("a server has it open"), "{}", said(&reaped));
+    assert!(node.shell(0, "ls /var/lib/sealfs-jobs/21/data/lock").is_ok());
+    assert_eq!(node.kill("serve"), 1);
+    node.kill("mount");
+    assert_eq!(node.job(&["reap"]).stdout, b"21\n");
+    nodes.assert_clean();
+}
+
+#[test]
+fn what_is_wrong_with_one_job_keeps_reap_from_no_other() {
+    let nodes = Nodes::new(1, "");
+    let node = &nodes.all[0];
+    nodes.up_well("42", &[]);
+    node.kill("serve");
+    // What no `up` makes; and what one leaves that is killed before it has named what it has made.
+    let begun = "mkdir /var/lib/sealfs-jobs/.43.new /mnt/sealfs/.43.new";
+    node.shell(0, &format!("touch /run/sealfs/jobs/41 /run/sealfs/jobs/5; {begun}")).unwrap();
+    let reaped = node.job(&["reap"]);
+    assert_eq!((reaped.status.code(), &*reaped.stdout), (Some(1), &b"42\n43\n"[..]), "{reaped:?}");
+    for id in ["5", "41"] {
+        let named = format!("job {id}: /run/sealfs/jobs/{id}: it is no directory");
+        assert!(said(&reaped).contains(&named), "{}", said(&reaped));
+    }
+    node.shell(0, "rm /run/sealfs/jobs/41 /run/sealfs/jobs/5").unwrap();
     nodes.assert_clean();
 }
 
@@ -374,8 +518,10 @@ fn what_is_not_staged_out_is_named_on_all_nodes_and_kept_if_the_site_says_so() {
         assert!(said(output).contains("job 12 was kept"), "{}", said(output));
     }
     assert_eq!(nodes.all[1].shell(USER, "cat /mnt/sealfs/12/file").unwrap(), "kept\n");
-    assert_eq!(nodes.all[0].job(&["reap"]).stdout, b"12\n");
-    assert!(nodes.all[1].job(&["down", "--id", "12", "--force"]).status.success());
+    assert_eq!(nodes.all[0].job(&["reap"]).stdout, b"", "what is kept is nobody's to take");
+    for output in nodes.job(&["down", "--id", "12", "--force"]) {
+        assert!(output.status.success(), "{}", said(&output));
+    }
     nodes.assert_clean();
 }
 

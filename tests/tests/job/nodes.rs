@@ -1,5 +1,6 @@
 //! Virtual nodes: each has its own mount namespace, with memory of its own over /run, /var/lib, /mnt and /tmp, and an address of
-//! its own from 127.0.0.0/8. What is left on a node is seen from outside: its processes, its mounts, its files.
+//! its own from 127.0.0.0/8. What is left on a node is seen from outside: its processes, mounts, files, control groups, and the
+//! devices that it holds.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +13,7 @@ use sealfs_tests::cluster::binary;
 
 /// Some nodes, n1 and so on, with one site key.
 pub(crate) struct Nodes {
-    _shared: tempfile::TempDir,
+    shared: tempfile::TempDir,
     pub(crate) all: Vec<Node>,
     pub(crate) list: String,
 }
@@ -21,15 +22,20 @@ pub(crate) struct Nodes {
 pub(crate) struct Node {
     pub(crate) name: String,
     keeper: Child,
+    shared: PathBuf,
     before: Left,
 }
 
 /// What is there on a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Left {
     processes: BTreeSet<String>,
     mounts: BTreeSet<String>,
     files: BTreeSet<String>,
+    /// Control groups of jobs of this node.
+    groups: BTreeSet<String>,
+    /// Devices of the test that somebody has open for himself.
+    devices: BTreeSet<String>,
 }
 
 /// The user that jobs belong to, and another one.
@@ -68,7 +74,12 @@ impl Nodes {
         sealfs_tests::cluster::run(Command::new(binary()).arg("key").arg(&key));
         let all = (1..=count).map(|at| Node::start(&format!("n{at}"), shared.path())).collect();
         let list = if count == 1 { "n1".into() } else { format!("n[1-{count}]") };
-        Self { _shared: shared, all, list }
+        Self { shared, all, list }
+    }
+
+    /// A file outside of the nodes, for a device. What devices are made of such files is looked at in the end.
+    pub(crate) fn outside(&self, name: &str) -> PathBuf {
+        self.shared.path().join(name)
     }
 
     /// `sealfs job up` on all nodes at a time; what each has said.
@@ -117,7 +128,7 @@ impl Node {
              mkdir /run/site /run/project; mount --bind {shared}/project /run/project; cp {shared}/job.toml {shared}/site.key /run/site/; touch /run/site/sealfs; \
              mount --bind {binary} /run/site/sealfs; mount --bind {shared}/hosts /etc/hosts; mount --bind {shared}/passwd /etc/passwd; \
              echo \"site-key = '/run/site/site.key'\" >> /run/site/job.toml; \
-             mount -t tmpfs -o mode=1777 none /tmp; echo ready; exec sleep 1000000",
+             for at in /tmp /dev/shm; do mount -t tmpfs -o mode=1777 none $at; done; echo ready; exec sleep 1000000",
             shared = shared.display(),
             binary = binary().display(),
         );
@@ -131,8 +142,8 @@ impl Node {
         let stdout = keeper.stdout.take().expect("it is a pipe");
         BufReader::new(stdout).read_line(&mut line).expect("it can be read");
         assert_eq!(line, "ready\n", "root may make mount namespaces");
-        let nothing = Left { processes: [].into(), mounts: [].into(), files: [].into() };
-        let mut node = Self { name: name.into(), keeper, before: nothing };
+        let (shared, before) = (shared.to_path_buf(), Left::default());
+        let mut node = Self { name: name.into(), keeper, shared, before };
         // It makes the directories of all jobs.
         let reaped = node.job(&["reap"]);
         assert!(reaped.status.success(), "{}", said(&reaped));
@@ -218,12 +229,37 @@ impl Node {
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.keeper.id()));
         let mounts = mounts.expect("the keeper lives");
         let files =
-            self.shell(0, "find /run /var/lib /mnt /tmp -xdev ! -path '*/jobs/.ports'").unwrap();
+            self.shell(0, "find /run /var/lib /mnt /tmp /dev/shm -xdev ! -path '*/jobs/.ports'");
         Left {
             processes: self.processes().into_iter().map(|(_, words)| words).collect(),
             mounts: mounts.lines().map(ToString::to_string).collect(),
-            files: files.lines().map(ToString::to_string).collect(),
+            files: files.unwrap().lines().map(ToString::to_string).collect(),
+            groups: self.groups(),
+            devices: self.devices_in_use(),
         }
+    }
+
+    /// Control groups of jobs of this node, of whichever hierarchy.
+    fn groups(&self) -> BTreeSet<String> {
+        let line = format!("find /sys/fs/cgroup -type d -name 'sealfs-job-*@{}'", self.name);
+        self.shell(0, &line).unwrap().lines().map(ToString::to_string).collect()
+    }
+
+    /// Loop devices of files beside the nodes that cannot be opened by one more for himself.
+    fn devices_in_use(&self) -> BTreeSet<String> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let devices = fs::read_dir("/sys/block").expect("there is a /sys").flatten();
+        let is_ours = |name: &String| {
+            let file = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
+            file.is_ok_and(|file| std::path::Path::new(file.trim()).starts_with(&self.shared))
+        };
+        let names = devices.filter_map(|device| device.file_name().into_string().ok());
+        let exclusive = rustix::fs::OFlags::EXCL.bits() as i32;
+        let is_held = |name: &String| {
+            let mut options = fs::File::options();
+            options.read(true).custom_flags(exclusive).open(format!("/dev/{name}")).is_err()
+        };
+        names.filter(is_ours).filter(is_held).collect()
     }
 
     pub(crate) fn assert_clean(&self) {
@@ -235,6 +271,8 @@ impl Node {
         assert_eq!(more(&left.processes, &before.processes), none, "processes on {}", self.name);
         assert_eq!(more(&left.mounts, &before.mounts), none, "mounts on {}", self.name);
         assert_eq!(more(&left.files, &before.files), none, "files on {}", self.name);
+        assert_eq!(more(&left.groups, &before.groups), none, "groups of {}", self.name);
+        assert_eq!(more(&left.devices, &before.devices), none, "devices of {}", self.name);
     }
 }
 

@@ -143,7 +143,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             println!("{}", job::status(scope.with(settings), id.as_deref(), json)?);
         }
         Verb::Reap { scope, settings } => {
-            job::reap(scope.with(settings))?.iter().for_each(|id| println!("{id}"));
+            let reaped = job::reap(scope.with(settings))?;
+            reaped.ids.iter().for_each(|id| println!("{id}"));
+            if !reaped.left.is_empty() {
+                return Err(reaped.left.join("\nsealfs: ").into());
+            }
         }
         Verb::Hosts { list } => job::hosts(&list)?.iter().for_each(|name| println!("{name}")),
         Verb::Detach { cgroup, words } => return Err(job::detach(cgroup.as_deref(), &words)),

@@ -11,9 +11,17 @@ use std::time::{Duration, Instant};
 use super::state::unless;
 use crate::Failure;
 
-/// Where the group of job `id` on the node `host` is.
+/// Where the group of job `id` on the node `host` is. No id has an `@`.
 pub(super) fn place(id: &str, host: &str) -> PathBuf {
-    Path::new(ROOT).join(format!("sealfs-job-{id}-{host}"))
+    Path::new(ROOT).join(format!("sealfs-job-{id}@{host}"))
+}
+
+/// The group of job `id`, if there is one.
+pub(super) fn of(id: &str) -> Option<PathBuf> {
+    let begins = format!("sealfs-job-{id}@");
+    let mut entries = fs::read_dir(ROOT).into_iter().flatten().flatten();
+    let found = entries.find(|entry| entry.file_name().to_string_lossy().starts_with(&begins));
+    Some(found?.path())
 }
 
 /// Makes the group with its limit, in bytes.

@@ -3,9 +3,11 @@
 //! In a directory the mark (see [`super::marked`]) has the node's directory beside it, `data`. For a device there is a
 //! marked directory, too, that says which one, and which cluster it holds. Memory needs none: it ends with the machine's run.
 //!
-//! 1. A device is wiped only if it holds the cluster that the mark names. Whatever else lies on it stays.
+//! 1. A device is wiped only if it holds the cluster that the mark names. Whatever else lies on it stays, as of another job
+//!    that has it.
+//! 2. Nothing is wiped that a server has open: the caller has ended the job's, and the data would be another's.
 
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ use sealfs_proto::ClusterId;
 use serde::{Deserialize, Serialize};
 
 use super::marked::{self, Mark};
-use super::state::unless;
+use super::state::{Home, unless};
 use crate::Failure;
 
 /// Where a job's data lies.
@@ -48,7 +50,7 @@ impl Data {
     /// Makes the place for the data of cluster `cluster`; `size`: of the volume, which memory must be told.
     pub(super) fn make(
         &self,
-        id: &str,
+        home: &Home,
         cluster: ClusterId,
         size: Option<u64>,
     ) -> Result<(), Failure> {
@@ -57,24 +59,46 @@ impl Data {
             Self::Device { device, note } => (note, Some(device.clone())),
             Self::Memory(path) => return make_memory(path, size),
         };
-        let mark = Mark { id: id.to_string(), device, cluster: cluster.to_string() };
-        marked::make(directory, 0o700, &mark)
+        marked::make(directory, 0o700, &Mark::of(home, device, cluster.to_string()))
     }
 
-    /// Removes the data and its place. Nothing is there: done.
-    pub(super) fn wipe(&self) -> Result<(), Failure> {
+    /// Removes the data and its place. Nothing is there, or nothing that is this job's: done.
+    pub(super) fn wipe(&self, home: &Home) -> Result<(), Failure> {
         match self {
-            Self::Directory(path) | Self::Device { note: path, .. } => wipe_marked(path),
+            Self::Directory(path) | Self::Device { note: path, .. } => wipe_marked(path, home),
             Self::Memory(path) => wipe_memory(path),
         }
     }
 }
 
-fn wipe_marked(directory: &Path) -> Result<(), Failure> {
-    if let Some(Mark { device: Some(device), cluster, .. }) = marked::mark_of(directory) {
-        wipe_device(&device, &cluster)?;
+fn wipe_marked(directory: &Path, home: &Home) -> Result<(), Failure> {
+    if let Some(mark) = marked::mark_for(directory, home.state()) {
+        check_unused(directory)?;
+        if let Some(device) = &mark.device {
+            wipe_device(device, &mark.cluster)?;
+        }
     }
-    marked::remove(directory)
+    marked::remove(directory, home.state())
+}
+
+/// Refuses data that a server has open. It locks a file in it, see `server/src/store/directory.rs`.
+fn check_unused(directory: &Path) -> Result<(), Failure> {
+    let path = directory.join("data/lock");
+    let failed = |error: io::Error| format!("cannot look at {}: {error}", path.display());
+    let file = match fs::File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file.map_err(failed)?,
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::Error(error)) => Err(failed(error).into()),
+        Err(TryLockError::WouldBlock) => Err(format!(
+            "cannot remove {}: a server has it open that is not this job's; `fuser {}` tells which",
+            directory.display(),
+            path.display()
+        )
+        .into()),
+    }
 }
 
 /// Makes a device that holds the cluster `cluster` empty: as a whole where the device can forget, else so that it holds
@@ -84,44 +108,37 @@ fn wipe_device(device: &Path, cluster: &str) -> Result<(), Failure> {
     if !is_device {
         return Err(format!("cannot wipe {}: there is no such device now", device.display()).into());
     }
-    match sealfs_server::cluster_at(device) {
-        Ok(None) => return Ok(()),
-        Ok(Some(held)) if held.to_string() == cluster => {}
-        Ok(Some(held)) => {
-            tracing::info!("{} belongs to cluster {held} and stays as it is", device.display());
-            return Ok(());
-        }
-        Err(error) if is_in_use(device) => {
-            return Err(format!("cannot wipe {}: {error}", device.display()).into());
-        }
-        // What `up` was refused for.
-        Err(error) => {
-            tracing::warn!("{} stays as it is: {error}", device.display());
+    let failed =
+        |error: io::Error| Failure::from(format!("cannot wipe {}: {error}", device.display()));
+    match sealfs_server::cluster_on(device).map_err(failed)? {
+        Some(held) if held.to_string() == cluster => {}
+        held => {
+            let holds =
+                held.map_or("none of this job's data".into(), |held| format!("cluster {held}"));
+            tracing::info!("{} holds {holds} and stays as it is", device.display());
             return Ok(());
         }
     }
-    let failed =
-        |error: io::Error| Failure::from(format!("cannot wipe {}: {error}", device.display()));
-    let file = fs::OpenOptions::new().write(true).open(device).map_err(failed)?;
+    // As a server opens it: it is refused to whoever comes second.
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::EXCL | rustix::fs::OFlags::CLOEXEC;
+    let opened = rustix::fs::open(device, flags, rustix::fs::Mode::empty());
+    let file = fs::File::from(opened.map_err(io::Error::from).map_err(failed)?);
     let len = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(io::Error::from);
     let len = len.map_err(failed)?;
-    // The second slot first: with the first one alone it is still known whose it is.
-    for at in [HEAD_LEN, 0] {
-        file.write_all_at(&vec![0; HEAD_LEN as usize], at).map_err(failed)?;
+    // CRASH: from the front, the first sector behind the rest of the first slot: until all is empty, the head tells whose it is.
+    for (at, len) in [(SECTOR, HEAD_LEN - SECTOR), (0, SECTOR), (HEAD_LEN, HEAD_LEN)] {
+        file.write_all_at(&vec![0; len as usize], at).map_err(failed)?;
         file.sync_data().map_err(failed)?;
     }
     let whole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     if let Err(error) = rustix::fs::fallocate(&file, whole, 0, len) {
-        tracing::info!("{} cannot forget its data: {error}", device.display());
+        eprintln!(
+            "sealfs: device {} cannot discard ({error}): it counts as empty, and what files held can be read from it by root \
+             until it is written over",
+            device.display()
+        );
     }
     Ok(())
-}
-
-/// Whether somebody holds the device for himself, as a server or a mount does.
-fn is_in_use(device: &Path) -> bool {
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::EXCL | rustix::fs::OFlags::CLOEXEC;
-    let opened = rustix::fs::open(device, flags, rustix::fs::Mode::empty());
-    opened.is_err_and(|error| error == rustix::io::Errno::BUSY)
 }
 
 fn make_memory(path: &Path, size: Option<u64>) -> Result<(), Failure> {
@@ -147,6 +164,7 @@ fn wipe_memory(path: &Path) -> Result<(), Failure> {
     if fs::symlink_metadata(path).is_err() {
         return Ok(());
     }
+    check_unused(path)?;
     if rustix::process::geteuid().is_root() {
         // Once for every mount that lies on another.
         while is_mountpoint(path) {
@@ -168,5 +186,7 @@ fn is_mountpoint(path: &Path) -> bool {
 
 /// A slot of a device's head, see `server/src/store/device.rs`.
 const HEAD_LEN: u64 = 1 << 20;
+/// What a device writes as a whole, at the least.
+const SECTOR: u64 = 512;
 /// Journals, snapshots and the superblock beside a volume in memory, with an eighth of it for what many small files need.
 const MEMORY_BESIDE: u64 = 1 << 30;

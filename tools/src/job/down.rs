@@ -12,7 +12,7 @@ use super::data::Data;
 use super::meeting::{Meeting, Party};
 use super::site::Site;
 use super::staging::{self, Pair, Share, Times};
-use super::state::{Home, Intent, Record};
+use super::state::{Home, Intent, RECORD_VERSION, Record};
 use super::{cgroup, holders, marked, node};
 use crate::place::trusted;
 use crate::{Failure, process};
@@ -40,7 +40,7 @@ pub(super) fn down(site: &Site, id: &str, stage_out: &[Pair], force: bool) -> Re
     if stage_out.is_empty() && !force {
         check_not_kept(&home)?;
     }
-    let mut record = home.record();
+    let mut record = read(&home, force)?;
     if let Some(record) = &mut record {
         // CRASH: from here on the job is over, and `reap` goes on where this has stopped.
         record.is_ending = true;
@@ -56,13 +56,14 @@ pub(super) fn down(site: &Site, id: &str, stage_out: &[Pair], force: bool) -> Re
         }
         staged.map_err(Failure::from)
     });
-    let is_kept = !force && home.record().is_some_and(|record| record.is_kept);
+    let record = read(&home, force)?;
+    let is_kept = !force && record.as_ref().is_some_and(|record| record.is_kept);
     match staged {
-        Ok(()) => tear_down(&site, &home).and_then(|()| home.remove()),
-        Err(error) if is_kept => Err(format!(
-            "{error}; everything is kept, until `sealfs job down --force --id {id}` or `sealfs job reap`"
-        )
-        .into()),
+        Ok(()) => undo(&site, &home, record).and_then(|()| home.remove()),
+        Err(error) if is_kept => {
+            Err(format!("{error}; everything is kept, until `sealfs job down --force --id {id}`")
+                .into())
+        }
         Err(error) => match tear_down(&site, &home).and_then(|()| home.remove()) {
             Ok(()) => Err(NotCopied(format!("{error}; the data of job {id} is wiped")).into()),
             Err(left) => Err(format!("{error}; {left}").into()),
@@ -70,9 +71,20 @@ pub(super) fn down(site: &Site, id: &str, stage_out: &[Pair], force: bool) -> Re
     }
 }
 
+/// The record; `force`: as if there were none, if it cannot be read.
+fn read(home: &Home, force: bool) -> Result<Option<Record>, Failure> {
+    match home.record() {
+        Err(error) if force => {
+            eprintln!("sealfs: job {}: {error}", home.id);
+            Ok(None)
+        }
+        read => Ok(read?),
+    }
+}
+
 /// Refuses to wipe what could not be staged out and was kept.
 pub(super) fn check_not_kept(home: &Home) -> Result<(), Failure> {
-    if home.record().is_none_or(|record| !record.is_kept) {
+    if home.record()?.is_none_or(|record| !record.is_kept) {
         return Ok(());
     }
     let id = &home.id;
@@ -111,9 +123,15 @@ fn copy_out(site: &Site, home: &Home, record: &Record, pairs: &[Pair]) -> Result
     }
 }
 
-/// Undoes everything of the job on this node, up to the directory that is locked. The error names all that is left. The caller holds the job's lock.
+/// Undoes everything of the job on this node, up to the directory that is locked. The error names all that is left. The
+/// caller holds the job's lock.
 pub(super) fn tear_down(site: &Site, home: &Home) -> Result<(), Failure> {
-    let record = home.record().map_or_else(|| guess(site, home), Ok)?;
+    undo(site, home, home.record()?)
+}
+
+/// The same by this record, or by what is where the settings say.
+pub(super) fn undo(site: &Site, home: &Home, record: Option<Record>) -> Result<(), Failure> {
+    let record = record.map_or_else(|| guess(site, home), Ok)?;
     for holder in holders::of(&record.mountpoint) {
         eprintln!("sealfs: job {}: {holder}", home.id);
     }
@@ -123,14 +141,14 @@ pub(super) fn tear_down(site: &Site, home: &Home) -> Result<(), Failure> {
         left.extend(done.err().map(|error| error.to_string()));
         is_done
     };
-    let is_unmounted = step(node::end_mount(&record));
+    let is_unmounted = step(node::end_mount(home, &record));
     step(process::end_writers(&staging::log(&record), Duration::ZERO));
     if step(node::end_server(&record)) {
-        step(record.data.wipe());
+        step(record.data.wipe(home));
         step(record.cgroup.as_deref().map_or(Ok(()), cgroup::remove));
     }
     if is_unmounted {
-        step(marked::remove(&record.mountpoint));
+        step(marked::remove(&record.mountpoint, home.state()));
     }
     if !left.is_empty() {
         return Err(left.join("; ").into());
@@ -141,7 +159,14 @@ pub(super) fn tear_down(site: &Site, home: &Home) -> Result<(), Failure> {
 
 /// Where things would be by the settings, if there is no record: nothing was begun, or it was lost with the machine's power.
 fn guess(site: &Site, home: &Home) -> Result<Record, Failure> {
+    let memory = if site.is_user { site.shared_memory().join(&home.id) } else { home.memory() };
+    let data = if std::fs::symlink_metadata(&memory).is_ok() {
+        Data::Memory(memory)
+    } else {
+        Data::Directory(trusted(&site.data, 0o700)?.join(&home.id))
+    };
     Ok(Record {
+        version: RECORD_VERSION,
         id: home.id.clone(),
         hosts: Vec::new(),
         me: 0,
@@ -150,10 +175,10 @@ fn guess(site: &Site, home: &Home) -> Result<Record, Failure> {
         boot: String::new(),
         port: 0,
         mountpoint: trusted(&site.mount, 0o755)?.join(&home.id),
-        data: Data::Directory(trusted(&site.data, 0o700)?.join(&home.id)),
+        data,
         logs: home.dir.clone(),
-        logs_kept: None,
-        cgroup: None,
+        logs_kept: site.log_dir.as_deref().map(|path| trusted(path, 0o750)).transpose()?,
+        cgroup: cgroup::of(&home.id),
         is_up: false,
         is_ending: true,
         is_kept: false,

@@ -36,6 +36,7 @@ mod wire;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+pub(crate) use reap::Reaped;
 pub(crate) use site::Settings;
 pub(crate) use staging::Pair;
 
@@ -97,8 +98,8 @@ pub(crate) fn down(scope: Scope, id: &str, stage_out: &[Pair], force: bool) -> R
     down::down(&scope.site()?, id, stage_out, force)
 }
 
-/// Takes all dead jobs down; returns their ids.
-pub(crate) fn reap(scope: Scope) -> Result<Vec<String>, Failure> {
+/// Takes all dead jobs down.
+pub(crate) fn reap(scope: Scope) -> Result<Reaped, Failure> {
     reap::reap(&scope.site()?)
 }
 

@@ -10,9 +10,10 @@ use std::net::{TcpListener, ToSocketAddrs};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use sealfs_client::is_mounted;
+use sealfs_client::mount_source;
 use sealfs_proto::{ClusterId, nodes};
 
 use super::cgroup;
@@ -51,9 +52,10 @@ pub(super) fn keep_logs(record: &Record) {
 
 /// The first of the job's candidates that no other job of this node has and that nobody listens on.
 pub(super) fn free_port(site: &Site, home: &Home, host: &str) -> Result<u16, Failure> {
-    let others = state::all(&site.state).into_iter().filter(|id| *id != home.id);
-    let taken: Vec<u16> =
-        others.filter_map(|id| Some(Home::new(&site.state, &id).ok()?.record()?.port)).collect();
+    let others = state::all(&site.state)?.into_iter().filter(|id| *id != home.id);
+    // Of a job whose record cannot be read the port is not known, and found to be in use if it is.
+    let record = |id: String| Home::new(&site.state, &id).ok()?.record().ok()?;
+    let taken: Vec<u16> = others.filter_map(|id| Some(record(id)?.port)).collect();
     let address = site.address_of(host);
     let mut last = String::from("all belong to other jobs");
     for port in site.server_ports(&home.id).filter(|port| !taken.contains(port)) {
@@ -94,8 +96,7 @@ pub(super) fn check_reachable(site: &Site, hosts: &[String], me: usize) -> Resul
 /// Makes the mountpoint and the key file.
 pub(super) fn prepare(home: &Home, record: &Record, key_hex: &str) -> Result<(), Failure> {
     home.write("key", format!("{key_hex}\n").as_bytes())?;
-    let mark = Mark { id: home.id.clone(), device: None, cluster: String::new() };
-    marked::make(&record.mountpoint, 0o755, &mark)
+    marked::make(&record.mountpoint, 0o755, &Mark::of(home, None, String::new()))
 }
 
 /// Makes the data's place and starts the server for the cluster that `list` describes; it is ready when this returns.
@@ -141,7 +142,7 @@ fn make_data(site: &Site, home: &Home, record: &Record, cluster: ClusterId) -> R
     let size = site.words.size.as_deref().map(|size| {
         nodes::bytes(size).ok_or_else(|| format!("size {size}: write a size, as --size 100G"))
     });
-    record.data.make(&home.id, cluster, size.transpose()?)
+    record.data.make(home, cluster, size.transpose()?)
 }
 
 /// This program, as a session leader without the terminal, in a control group.
@@ -189,23 +190,33 @@ pub(super) fn give_root(record: &Record) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ends the mount and takes it away, in use or not.
-pub(super) fn end_mount(record: &Record) -> Result<(), Failure> {
+/// Ends the mount and takes it away, in use or not. What is mounted there and not the job's stays, which is an error.
+pub(super) fn end_mount(home: &Home, record: &Record) -> Result<(), Failure> {
     let log = mount_log(record);
     let (path, until) = (&record.mountpoint, Instant::now() + UNMOUNT_MAX);
     loop {
         // Once for every mount that lies on another; a client that is just being started may still make one.
-        while is_mounted(path) && Instant::now() < until {
-            if let Err(error) = sealfs_client::unmount(path, true) {
-                tracing::info!("{error}");
-            }
-        }
+        let unmounted = match mount_source(path) {
+            Some(source) if source == home.nodes() => sealfs_client::unmount(path, true),
+            _ => Ok(()),
+        };
         process::end_writers(&log, END_PATIENCE).map_err(|error| format!("the mount's {error}"))?;
-        if !is_mounted(path) {
-            return Ok(());
-        }
-        if Instant::now() >= until {
-            return Err(format!("{} is still mounted", path.display()).into());
+        match mount_source(path) {
+            None => return Ok(()),
+            Some(source) if source != home.nodes() => {
+                let (path, source) = (path.display(), source.display());
+                return Err(format!(
+                    "{source} is mounted at {path}, and is not this job's: it stays"
+                )
+                .into());
+            }
+            Some(_) if Instant::now() >= until => {
+                let cause = unmounted.err().map_or(String::new(), |error| format!(": {error}"));
+                return Err(format!("{} is still mounted{cause}", path.display()).into());
+            }
+            // Nobody tells when what is in the way has gone.
+            Some(_) if unmounted.is_err() => thread::sleep(UNMOUNT_PAUSE),
+            Some(_) => {}
         }
     }
 }
@@ -217,8 +228,8 @@ pub(super) fn end_server(record: &Record) -> Result<(), Failure> {
 }
 
 /// Whether the server runs.
-pub(super) fn is_serving(record: &Record) -> bool {
-    !process::writing_to(&server_log(record)).is_empty()
+pub(super) fn is_serving(record: &Record) -> Result<bool, Failure> {
+    Ok(!process::writing_to(&server_log(record))?.is_empty())
 }
 
 /// Runs `words` in a session of its own and in a control group, in this process's place.
@@ -236,3 +247,4 @@ pub(super) fn detach(group: Option<&Path>, words: &[std::ffi::OsString]) -> Fail
 /// Everything is to be wiped: what a client or server has still to write is of no use.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 const UNMOUNT_MAX: Duration = Duration::from_secs(20);
+const UNMOUNT_PAUSE: Duration = Duration::from_millis(200);

@@ -58,7 +58,7 @@ pub(crate) struct Settings {
     /// Seconds that staging may take.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) stage_deadline: Option<u64>,
-    /// Keeps everything of a job whose files could not be staged out, until `down --force` or `reap`.
+    /// Keeps everything of a job whose files could not be staged out, until `down --force`.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) keep_failed: Option<bool>,
     /// The site's secret, the same on all nodes.
@@ -234,6 +234,11 @@ impl Site {
             slots,
             words,
         })
+    }
+
+    /// Where a user's jobs have data in memory, for a user cannot mount any.
+    pub(super) fn shared_memory(&self) -> PathBuf {
+        format!("/dev/shm/sealfs-{}", rustix::process::geteuid().as_raw()).into()
     }
 
     /// How `host` is reached, without port.

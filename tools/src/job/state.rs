@@ -9,11 +9,13 @@
 //!   memory/            the data, if it is in memory
 //! STATE/.ports         locked while a port is chosen
 //! ```
-//! 1. Whatever moment a process is killed at, the record says where everything is that may be there.
+//! 1. Whatever moment a process is killed at, the record says where everything is that may be there. A record that cannot
+//!    be read is never taken for none.
 //! 2. At most one process works on a job. An `up` whose work a later `up` or `down` is to undo is ended; all others are
 //!    waited for. What was started before an `up` and comes after it leaves it alone.
 //! 3. The directory goes last, under its lock; who waited for the lock notices that it is gone.
 
+use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -30,6 +32,8 @@ use crate::{Failure, place, process};
 /// What is there of a job, or may be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
+    /// [`RECORD_VERSION`]; fields that are added and may be missing leave it as it is.
+    pub(super) version: u32,
     /// The job.
     pub(super) id: String,
     /// All its nodes.
@@ -63,6 +67,22 @@ pub(super) struct Record {
     pub(super) is_kept: bool,
 }
 
+/// Why a record that is there says nothing.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    /// Only a part of it is there, or something else: what was being written when the machine lost power.
+    pub(super) is_torn: bool,
+    text: String,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
 /// A job's place on this node.
 #[derive(Clone, Debug)]
 pub(super) struct Home {
@@ -95,6 +115,11 @@ impl Home {
         Ok(Self { id: id.to_string(), dir: state.join(id) })
     }
 
+    /// The directory in which all jobs have theirs.
+    pub(super) fn state(&self) -> &Path {
+        self.dir.parent().expect("it was made by joining")
+    }
+
     pub(super) fn key(&self) -> PathBuf {
         self.dir.join("key")
     }
@@ -107,18 +132,39 @@ impl Home {
         self.dir.join("memory")
     }
 
+    /// Where a process of the job logs: `server`, `mount` or `stage`.
+    pub(super) fn log(&self, what: &str) -> PathBuf {
+        self.dir.join(format!("{what}.log"))
+    }
+
     fn record_file(&self) -> PathBuf {
         self.dir.join("record")
     }
 
-    /// The record; `None` if there is none, or none that can be read: what was written while the machine lost power.
-    pub(super) fn record(&self) -> Option<Record> {
-        serde_json::from_slice(&fs::read(self.record_file()).ok()?).ok()
-    }
-
-    /// Whether there is a record, be it one that cannot be read.
-    pub(super) fn has_record(&self) -> bool {
-        fs::symlink_metadata(self.record_file()).is_ok()
+    /// The record; `None` if there is none.
+    pub(super) fn record(&self) -> Result<Option<Record>, Unreadable> {
+        let path = self.record_file();
+        let unreadable = |is_torn: bool, cause: &dyn fmt::Display| {
+            let (shown, id) = (path.display(), &self.id);
+            let next = format!("`sealfs job down --force --id {id}` ends it without its record");
+            Unreadable { is_torn, text: format!("cannot read the record {shown}: {cause}; {next}") }
+        };
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unreadable(false, &error)),
+        };
+        let torn = |error: serde_json::Error| unreadable(true, &error);
+        match serde_json::from_slice(&bytes).map_err(torn)? {
+            Version { version: RECORD_VERSION } => {}
+            Version { version } => {
+                let cause = format!(
+                    "it has version {version}, and this release knows {RECORD_VERSION}: use the one that began the job"
+                );
+                return Err(unreadable(false, &cause));
+            }
+        }
+        serde_json::from_slice(&bytes).map(Some).map_err(torn)
     }
 
     /// Replaces the record.
@@ -220,7 +266,8 @@ impl Home {
             let mut fds = fds.into_iter().flatten().flatten();
             fds.any(|fd| process::identity(&fd.path()) == Some(dir))
         };
-        process::all().filter(|pid| *pid != me && is_up(*pid) && holds(pid)).collect()
+        let pids = process::all().into_iter().flatten();
+        pids.filter(|pid| *pid != me && is_up(*pid) && holds(pid)).collect()
     }
 }
 
@@ -253,12 +300,19 @@ pub(super) fn lock_ports(state: &Path) -> Result<File, Failure> {
 }
 
 /// Ids of all jobs that have a directory below `state`.
-pub(super) fn all(state: &Path) -> Vec<String> {
-    let entries = fs::read_dir(state).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut ids: Vec<String> = names.filter(|name| check_id(name).is_ok()).collect();
+pub(super) fn all(state: &Path) -> Result<Vec<String>, Failure> {
+    let failed = |error: io::Error| format!("cannot list {}: {error}", state.display());
+    let mut ids = Vec::new();
+    let entries = match fs::read_dir(state) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(ids),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name().into_string();
+        ids.extend(name.ok().filter(|name| check_id(name).is_ok()));
+    }
     ids.sort();
-    ids
+    Ok(ids)
 }
 
 /// Which run of the machine this is.
@@ -280,6 +334,14 @@ pub(super) fn check_id(id: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What every version of a record has.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+/// Goes up with a record that a release before would misunderstand.
+pub(super) const RECORD_VERSION: u32 = 1;
 const ID_LEN_MAX: usize = 64;
 
 #[cfg(test)]
@@ -317,12 +379,9 @@ mod tests {
         assert!(is_at(&lock._directory, &home.dir), "it was made anew");
     }
 
-    #[test]
-    fn a_torn_record_is_none() {
-        let state = tempfile::tempdir().unwrap();
-        let home = Home::new(state.path(), "7").unwrap();
-        fs::create_dir(&home.dir).unwrap();
-        let record = Record {
+    fn record() -> Record {
+        Record {
+            version: RECORD_VERSION,
             id: "7".into(),
             hosts: vec!["a".into()],
             me: 0,
@@ -338,13 +397,46 @@ mod tests {
             is_ending: false,
             is_up: false,
             is_kept: false,
-        };
-        home.set_record(&record).unwrap();
-        assert_eq!(home.record(), Some(record));
+        }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_never_none() {
+        let state = tempfile::tempdir().unwrap();
+        let home = Home::new(state.path(), "7").unwrap();
+        assert_eq!(home.record().unwrap(), None);
+        fs::create_dir(&home.dir).unwrap();
+        home.set_record(&record()).unwrap();
+        assert_eq!(home.record().unwrap(), Some(record()));
         let bytes = fs::read(home.record_file()).unwrap();
         for len in 0..bytes.len() - 1 {
             fs::write(home.record_file(), &bytes[..len]).unwrap();
-            assert_eq!(home.record(), None);
+            assert!(home.record().unwrap_err().is_torn);
         }
+        fs::remove_file(home.record_file()).unwrap();
+        fs::create_dir(home.record_file()).unwrap();
+        let error = home.record().unwrap_err();
+        let text = error.to_string();
+        assert!(
+            !error.is_torn && text.contains("7/record") && text.contains("directory"),
+            "{text}"
+        );
+        assert!(text.contains("`sealfs job down --force --id 7`"), "{text}");
+    }
+
+    #[test]
+    fn a_record_of_another_release_is_read_if_it_has_this_version() {
+        let state = tempfile::tempdir().unwrap();
+        let home = Home::new(state.path(), "7").unwrap();
+        fs::create_dir(&home.dir).unwrap();
+        let mut other = serde_json::to_value(record()).unwrap();
+        other["more"] = "x".into();
+        home.write("record", other.to_string().as_bytes()).unwrap();
+        assert_eq!(home.record().unwrap(), Some(record()));
+        other["version"] = 2.into();
+        other["port"] = "it means something else".into();
+        home.write("record", other.to_string().as_bytes()).unwrap();
+        let error = home.record().unwrap_err();
+        assert!(!error.is_torn && error.to_string().contains("it has version 2"), "{error}");
     }
 }

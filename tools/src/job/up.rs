@@ -94,6 +94,7 @@ fn write_record(site: &Site, home: &Home, wanted: Wanted) -> Result<Record, Fail
     let ports = state::lock_ports(&site.state)?;
     let port = node::free_port(site, home, &wanted.hosts[wanted.me])?;
     let record = Record {
+        version: state::RECORD_VERSION,
         id: home.id.clone(),
         hosts: wanted.hosts,
         me: wanted.me,
@@ -120,8 +121,7 @@ fn memory(site: &Site, home: &Home) -> Result<std::path::PathBuf, Failure> {
     if !site.is_user {
         return Ok(home.memory());
     }
-    let root = format!("/dev/shm/sealfs-{}", rustix::process::geteuid().as_raw());
-    Ok(trusted(root.as_ref(), 0o700)?.join(&home.id))
+    Ok(trusted(&site.shared_memory(), 0o700)?.join(&home.id))
 }
 
 /// The rounds; see above.

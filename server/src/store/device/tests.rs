@@ -343,6 +343,31 @@ fn whoever_writes_into_the_first_mib_of_our_device_is_noticed() {
 }
 
 #[test]
+fn whose_a_device_is_can_be_told_until_its_head_is_emptied_from_the_front() {
+    let (small, device) = Small::formatted();
+    let told = || superblock_on(small.file.path()).unwrap();
+    assert_eq!(told().as_deref(), Some(&b"first"[..]), "while it is open");
+    device.set_superblock(b"second").unwrap();
+    assert_eq!(told().as_deref(), Some(&b"second"[..]));
+    drop(device);
+    let zeros = vec![0; Head::SLOT_LEN as usize];
+    let write = |bytes: &[u8], at| small.file.as_file().write_all_at(bytes, at).unwrap();
+    write(&zeros[512..], 512);
+    assert!(told().is_some(), "the first slot is torn");
+    write(&zeros, 0);
+    assert!(told().is_some(), "the first slot is empty");
+    write(b"somebody's", 100);
+    assert_eq!(told(), None, "written over");
+    write(&zeros, 0);
+    write(&zeros[512..], Head::SLOT_LEN + 512);
+    assert_eq!(told(), None);
+    assert_eq!(small.open().unwrap().superblock().unwrap(), None, "it counts as empty");
+    assert!(superblock_on(Path::new("/no/such/device")).is_err());
+    let short = tempfile::NamedTempFile::new().unwrap();
+    assert_eq!(superblock_on(short.path()).unwrap(), None);
+}
+
+#[test]
 fn a_damaged_table_is_refused() {
     let (small, device) = Small::formatted();
     drop(device);
