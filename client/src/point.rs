@@ -125,12 +125,12 @@ pub fn mount_source(path: &Path) -> Option<PathBuf> {
 }
 
 fn source_in(table: &[u8], path: &Path) -> Option<PathBuf> {
-    let sources = table.split(|&byte| byte == b'\n').filter_map(|line| {
+    let mut sources = table.split(|&byte| byte == b'\n').filter_map(|line| {
         let (head, tail) = split_mountinfo(line);
         let source = tail.strip_prefix(FS_TYPE.as_bytes())?.split(|&byte| byte == b' ').next()?;
         (head == path.as_os_str().as_bytes()).then(|| unescape(source))
     });
-    sources.last().map(|source| OsString::from_vec(source).into())
+    sources.next_back().map(|source| OsString::from_vec(source).into())
 }
 
 /// Gives the mount at `mountpoint` the flags of `options` (`ro`, `nodev`, `nosuid`, `noexec`, `noatime`; what is not named

@@ -2,7 +2,7 @@
 //!
 //! A verb parses, calls a library, prints. Exit status 0: done; 1: an error, whose text names the thing, the cause and
 //! the next step; 2: the command line is wrong (`doctor`: 1 is degraded, 2 unusable or a wrong command
-//! line). Called as `mount.sealfs` or `mount.fuse.sealfs` it speaks mount(8)'s helper convention.
+//! line; `job` has more, see `cmd/job.rs`). Called as `mount.sealfs` or `mount.fuse.sealfs` it speaks mount(8)'s helper convention.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -112,7 +112,7 @@ fn main() -> ExitCode {
         Verb::Umount(args) => cmd::umount::run(&args).map(done),
         Verb::Status(args) => cmd::status::run(&args).map(done),
         Verb::Local(args) => cmd::local::run(args).map(done),
-        Verb::Job(args) => cmd::job::run(args).map(done),
+        Verb::Job(args) => Ok(cmd::job::run(args)),
         Verb::Key(args) => cmd::key::run(&args).map(done),
         Verb::Log(args) => cmd::log::run(&args).map(done),
         Verb::Completions(args) => cmd::completions::run(&args, Cli::command()).map(done),

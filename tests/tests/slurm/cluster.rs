@@ -362,7 +362,7 @@ fn write_files(dir: &Path, settings: &[(&str, &str)]) -> u16 {
         let path = write(to, "");
         fs::copy(ours.join(name), path).unwrap_or_else(|error| panic!("{name}: {error}"));
     };
-    for script in ["prolog", "epilog", "task_prolog"] {
+    for script in ["prolog", "epilog", "task_prolog", "reap"] {
         copy(script, &format!("etc/slurm/sealfs/{script}"));
     }
     copy("options.lua", "etc/slurm/sealfs/options.lua");

@@ -104,6 +104,27 @@ fn a_job_outlives_its_slurmd_and_reap_spares_it() {
 }
 
 #[test]
+fn a_job_that_has_ended_while_slurmd_was_dead_is_reaped_before_it_starts_again() {
+    let slurm = Slurm::start();
+    let script = format!("echo > $SEALFS_DIR/file; : > ready; {}", wait_for("go"));
+    let job = slurm.submit(&["--nodelist=n[1-2]", "--nodes=2", "--no-requeue"], &script);
+    slurm.await_file("ready");
+    // Slurm knows it: it is spared.
+    slurm.node(2).print(&["/etc/slurm/sealfs/reap"]);
+    assert_ne!(left_on(slurm.node(2)), Vec::<String>::new());
+    kill(&slurm, 2, "slurmd");
+    slurm.scontrol(&["update", "nodename=n2", "state=down", "reason=dead"]);
+    assert_eq!(slurm.await_end(job).state, "NODE_FAIL");
+    let job = job.to_string();
+    assert_eq!(slurm.node(2).print(&["sealfs", "job", "reap"]), "", "its server lives");
+    assert_eq!(slurm.node(2).print(&["/etc/slurm/sealfs/reap"]), format!("{job}\n"));
+    assert_eq!(left_on(slurm.node(2)), Vec::<String>::new());
+    slurm.node(2).print(&["slurmd", "-N", "n2"]);
+    slurm.wait_until("slurmd is back", || slurm.states()[1].0 == "idle");
+    slurm.assert_nothing_left();
+}
+
+#[test]
 fn a_node_that_loses_power_is_reaped_at_boot() {
     let mut slurm = Slurm::start();
     let job = slurm.submit(

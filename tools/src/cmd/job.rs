@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use crate::Failure;
 use crate::job::{self, Pair, Scope, Settings, Wanted};
@@ -21,7 +22,7 @@ enum Verb {
         #[arg(long, conflicts_with_all = ["id", "hosts", "node", "uid", "gid", "unprivileged", "stage_in"])]
         slurm: bool,
         /// The job.
-        #[arg(long, required_unless_present = "slurm")]
+        #[arg(long, required_unless_present = "slurm", value_parser = job::id)]
         id: Option<String>,
         /// All its nodes, as Slurm writes them: n[1-3],m2. The first one is where they meet.
         #[arg(long, value_name = "HOSTLIST", required_unless_present = "slurm")]
@@ -49,7 +50,7 @@ enum Verb {
         #[arg(long, conflicts_with_all = ["id", "node", "unprivileged", "stage_out", "force"])]
         slurm: bool,
         /// The job.
-        #[arg(long, required_unless_present = "slurm")]
+        #[arg(long, required_unless_present = "slurm", value_parser = job::id)]
         id: Option<String>,
         /// Accepted as for `up`; this node knows its name since then.
         #[arg(long, value_name = "NAME")]
@@ -80,6 +81,9 @@ enum Verb {
     },
     /// Removes what dead jobs have left on this node, and prints their ids. For the boot; safe at any time.
     Reap {
+        /// The jobs that run, as 17,[20-25]; all others have ended, even if their servers run. For slurmd's start.
+        #[arg(long, value_name = "IDS")]
+        living: Option<String>,
         #[command(flatten)]
         scope: ScopeArgs,
         #[command(flatten)]
@@ -117,7 +121,19 @@ impl ScopeArgs {
     }
 }
 
-pub(crate) fn run(args: Args) -> Result<(), Failure> {
+/// Exit status 0: done; 1: this node's fault, or something is left on it; 2: the command line; 3: another node's fault, and
+/// nothing is left on this one; 4: the job's own, as files that cannot be staged, and nothing is left.
+pub(crate) fn run(args: Args) -> ExitCode {
+    match verb(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sealfs: {error}");
+            ExitCode::from(job::exit_status(&error))
+        }
+    }
+}
+
+fn verb(args: Args) -> Result<(), Failure> {
     match args.verb {
         Verb::Up {
             id: Some(id),
@@ -142,8 +158,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Verb::Status { id, json, scope, settings } => {
             println!("{}", job::status(scope.with(settings), id.as_deref(), json)?);
         }
-        Verb::Reap { scope, settings } => {
-            let reaped = job::reap(scope.with(settings))?;
+        Verb::Reap { living, scope, settings } => {
+            let reaped = job::reap(scope.with(settings), living.as_deref())?;
             reaped.ids.iter().for_each(|id| println!("{id}"));
             if !reaped.left.is_empty() {
                 return Err(reaped.left.join("\nsealfs: ").into());

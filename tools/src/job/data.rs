@@ -141,6 +141,11 @@ fn wipe_device(device: &Path, cluster: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What data of a volume of `size` bytes may take in memory.
+pub(super) const fn memory_len(size: u64) -> u64 {
+    size.saturating_add(size / 8).saturating_add(MEMORY_BESIDE)
+}
+
 fn make_memory(path: &Path, size: Option<u64>) -> Result<(), Failure> {
     let shown = path.display();
     let failed =
@@ -148,7 +153,7 @@ fn make_memory(path: &Path, size: Option<u64>) -> Result<(), Failure> {
     fs::DirBuilder::new().mode(0o700).create(path).map_err(failed)?;
     if rustix::process::geteuid().is_root() {
         let size = size.ok_or("data in memory needs a size; add --size 16G")?;
-        let options = format!("size={},mode=0700", size + size / 8 + MEMORY_BESIDE);
+        let options = format!("size={},mode=0700", memory_len(size));
         let options = std::ffi::CString::new(options)?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         let made = rustix::mount::mount("sealfs-job", path, "tmpfs", flags, options.as_c_str());

@@ -163,7 +163,8 @@ fn guess(site: &Site, home: &Home) -> Result<Record, Failure> {
     let data = if std::fs::symlink_metadata(&memory).is_ok() {
         Data::Memory(memory)
     } else {
-        Data::Directory(trusted(&site.data, 0o700)?.join(&home.id))
+        let root = if site.lacks_data_root() { site.data.clone() } else { site.data_root()? };
+        Data::Directory(root.join(&home.id))
     };
     Ok(Record {
         version: RECORD_VERSION,

@@ -56,6 +56,7 @@ pub(crate) struct Scope {
 impl Scope {
     fn site(self) -> Result<Site, Failure> {
         set_umask();
+        keep_out_of_cores()?;
         Site::new(self.flags, self.config.as_deref(), self.is_user)
     }
 }
@@ -77,6 +78,7 @@ pub(crate) struct Wanted {
 /// Brings a job up on this node; returns its path.
 pub(crate) fn up(scope: Scope, wanted: Wanted) -> Result<PathBuf, Failure> {
     let site = scope.site()?;
+    site.check_memory()?;
     let hosts = distinct(hostlist::expand(&wanted.hosts)?);
     let me = own_place(&hosts, wanted.node.as_deref())?;
     let limit = sealfs_proto::limits::NODES_MAX;
@@ -98,9 +100,28 @@ pub(crate) fn down(scope: Scope, id: &str, stage_out: &[Pair], force: bool) -> R
     down::down(&scope.site()?, id, stage_out, force)
 }
 
-/// Takes all dead jobs down.
-pub(crate) fn reap(scope: Scope) -> Result<Reaped, Failure> {
-    reap::reap(&scope.site()?)
+/// Takes all dead jobs down; `living`: jobs that run, written as hosts are. All others have ended then.
+pub(crate) fn reap(scope: Scope, living: Option<&str>) -> Result<Reaped, Failure> {
+    let living = living.map(|list| match list.trim() {
+        "" => Ok(Vec::new()),
+        list => hostlist::expand(list),
+    });
+    reap::reap(&scope.site()?, living.transpose()?.as_deref())
+}
+
+/// Whether `text` can be a job's id; the id.
+pub(crate) fn id(text: &str) -> Result<String, String> {
+    state::check_id(text).map(|()| text.to_string()).map_err(|error| error.to_string())
+}
+
+/// The exit status that an error of `up` or `down` means, so that a prologue of a site's own can tell who is to be drained.
+pub(crate) fn exit_status(error: &Failure) -> u8 {
+    match error.downcast_ref::<meeting::Fault>().map(|fault| fault.whose) {
+        Some(meeting::Whose::Others) => 3,
+        Some(meeting::Whose::Jobs) => 4,
+        None if error.is::<down::NotCopied>() => 4,
+        Some(meeting::Whose::Own) | None => 1,
+    }
 }
 
 /// The jobs of this node as text for a person, or as JSON.
@@ -140,6 +161,17 @@ pub(crate) fn detach(group: Option<&Path>, words: &[OsString]) -> Failure {
 /// A prologue's umask may be anything, and the modes of what is made are meant as they stand.
 fn set_umask() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+}
+
+/// Memory that holds a key is not written to disk when a process dies; what this one starts inherits the limit. That a user's
+/// processes are not dumpable would hide from the user's own `down` what `up` has open.
+fn keep_out_of_cores() -> Result<(), Failure> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, setrlimit};
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    if rustix::process::geteuid().is_root() {
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    }
+    Ok(())
 }
 
 /// A node that is named twice is one node.

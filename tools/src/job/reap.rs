@@ -1,7 +1,7 @@
 //! `sealfs job reap` and `sealfs job status`: what stands of jobs on this node.
 //!
 //! A job lives while somebody works on it (its lock is held), or while it is up, in this run of the machine, with its server
-//! running. What was kept at its end is kept until somebody says otherwise. `reap` takes down whatever else there is: what has
+//! running, unless whoever calls knows that it has ended. What was kept at its end is kept until somebody says otherwise. `reap` takes down whatever else there is: what has
 //! a state, or a place for data or a mountpoint that is marked as made by a job whose state is nowhere else. It may run at any
 //! time, and what is wrong with one job keeps it from no other.
 //!
@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::down::undo;
 use super::site::Site;
 use super::state::{self, Home, Intent, Record};
-use super::{marked, node};
+use super::{marked, node, slurm};
 use crate::place::trusted;
 use crate::{Failure, process};
 
@@ -28,18 +28,25 @@ pub(crate) struct Reaped {
     pub(crate) left: Vec<String>,
 }
 
-/// Takes down all dead jobs.
-pub(super) fn reap(site: &Site) -> Result<Reaped, Failure> {
+/// Takes down all dead jobs; `living`: none but these can be living.
+pub(super) fn reap(site: &Site, living: Option<&[String]>) -> Result<Reaped, Failure> {
     let mut site = site.clone();
     site.state = trusted(&site.state, 0o700)?;
     site.mount = trusted(&site.mount, 0o755)?;
-    site.data = trusted(&site.data, 0o700)?;
-    let mut ids: BTreeSet<String> = state::all(&site.state)?.into_iter().collect();
-    ids.extend(marked::ids_in(&site.data, &site.state)?);
-    ids.extend(marked::ids_in(&site.mount, &site.state)?);
     let mut reaped = Reaped { ids: Vec::new(), left: Vec::new() };
+    let mut ids: BTreeSet<String> = state::all(&site.state)?.into_iter().collect();
+    ids.extend(marked::ids_in(&site.mount, &site.state)?);
+    match site.data_root() {
+        Ok(root) => {
+            ids.extend(marked::ids_in(&root, &site.state)?);
+            site.data = root;
+        }
+        // What has its state here is reaped all the same.
+        Err(error) => reaped.left.push(error.to_string()),
+    }
     for id in ids {
-        match reap_one(&site, &id) {
+        let may_live = living.is_none_or(|living| living.contains(&id));
+        match reap_one(&site, &id, may_live) {
             Ok(true) => reaped.ids.push(id),
             Ok(false) => {}
             Err(error) => reaped.left.push(format!("job {id}: {error}")),
@@ -48,20 +55,25 @@ pub(super) fn reap(site: &Site) -> Result<Reaped, Failure> {
     Ok(reaped)
 }
 
-/// Takes the job down if it is dead; whether it was.
-fn reap_one(site: &Site, id: &str) -> Result<bool, Failure> {
+/// Takes the job down if it is dead, as one must be that may not live; whether it was.
+fn reap_one(site: &Site, id: &str, may_live: bool) -> Result<bool, Failure> {
     let home = Home::new(&site.state, id)?;
     let Some(_lock) = home.lock(Intent::Look, Instant::now())? else { return Ok(false) };
     let record = match home.record() {
-        Ok(Some(record)) if record.is_kept || is_living(&record)? => return Ok(false),
+        Ok(Some(record)) if record.is_kept || may_live && is_living(&record)? => return Ok(false),
         Ok(record) => record,
-        Err(error) if error.is_torn && !process::writing_to(&home.log("server"))?.is_empty() => {
-            return Err(format!("{error}; its server runs").into());
+        Err(error) if error.is_torn => {
+            if may_live && !process::writing_to(&home.log("server"))?.is_empty() {
+                return Err(format!("{error}; its server runs").into());
+            }
+            None
         }
-        Err(error) if error.is_torn => None,
         Err(error) => return Err(error.into()),
     };
-    undo(site, &home, record).and_then(|()| home.remove()).map(|()| true)
+    let path = record.as_ref().map_or(site.mount.join(id), |record| record.mountpoint.clone());
+    undo(site, &home, record).and_then(|()| home.remove())?;
+    slurm::uninvite(id, &path);
+    Ok(true)
 }
 
 fn is_living(record: &Record) -> Result<bool, Failure> {

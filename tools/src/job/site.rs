@@ -7,11 +7,15 @@
 //! |---|---|---|
 //! | settings | /etc/sealfs/job.toml, if it is there | none but flags and `--config` |
 //! | site key | /etc/sealfs/site.key | `--key FILE` |
-//! | state | /run/sealfs/jobs/ID | BASE/jobs/ID |
-//! | mountpoint | /mnt/sealfs/ID | BASE/mnt/ID |
+//! | state | /run/sealfs/jobs/ID | /tmp/sealfs-UID/jobs/ID |
+//! | mountpoint | /mnt/sealfs/ID | /tmp/sealfs-UID/mnt/ID |
 //! | data | /var/lib/sealfs-jobs/ID | /tmp/sealfs-UID/data/ID, in memory /dev/shm/sealfs-UID/ID |
 //!
-//! BASE is $XDG_RUNTIME_DIR/sealfs where there is such a directory of the user's, else /tmp/sealfs-UID.
+//! A user's place is the same in a login, a batch script and a step of a job; $XDG_RUNTIME_DIR is not, and is removed with
+//! the user's last login under jobs that run.
+//!
+//! 1. Root makes a directory for data only in the default place. One that an administrator has named and that is not there
+//!    tells of a drive that is not mounted.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +23,10 @@ use std::path::{Path, PathBuf};
 use sealfs_proto::nodes::bytes;
 use serde::Deserialize;
 
-use crate::{Failure, place};
+use super::data;
+use super::meeting::{Fault, Whose};
+use crate::Failure;
+use crate::place::trusted;
 
 /// What may be said, on the command line or in the file. Nothing is required and nothing is checked yet.
 #[derive(clap::Args, Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -175,7 +182,7 @@ impl Site {
             );
         }
         let words = flags.with_file(config, is_user)?;
-        let (base, scratch) = (user_base(), format!("/tmp/sealfs-{}", me.as_raw()));
+        let base = PathBuf::from(format!("/tmp/sealfs-{}", me.as_raw()));
         let default = |roots: &str, users: PathBuf| if is_user { users } else { roots.into() };
         let (slots, port_base) =
             (words.slots.unwrap_or(SLOTS), words.port_base.unwrap_or(PORT_BASE));
@@ -204,7 +211,7 @@ impl Site {
         if !address.contains("%h") {
             return Err(format!("address {address}: write %h where a node's name stands").into());
         }
-        let mut data = default("/var/lib/sealfs-jobs", Path::new(&scratch).join("data"));
+        let mut data = default("/var/lib/sealfs-jobs", base.join("data"));
         let store = match &words.data {
             None => Store::Below(data.clone()),
             Some(word) if word == Path::new("memory") => Store::Memory,
@@ -234,6 +241,43 @@ impl Site {
             slots,
             words,
         })
+    }
+
+    /// The directory `data`, which may be safely worked in.
+    pub(super) fn data_root(&self) -> Result<PathBuf, Failure> {
+        if self.lacks_data_root() {
+            let shown = self.data.display();
+            return Err(format!(
+                "data {shown}: there is no such directory; is its drive mounted? Make it once, on the drive: mkdir -m 700 {shown}"
+            )
+            .into());
+        }
+        trusted(&self.data, 0o700)
+    }
+
+    /// Whether the directory `data` is not there, and will not be made.
+    pub(super) fn lacks_data_root(&self) -> bool {
+        let is_named = matches!(self.store, Store::Below(_)) && self.words.data.is_some();
+        is_named && !self.is_user && fs::symlink_metadata(&self.data).is_err()
+    }
+
+    /// Refuses data that does not fit into memory together with its server, as whose it counts. The size may be a job's own wish.
+    pub(super) fn check_memory(&self) -> Result<(), Fault> {
+        let size = self.words.size.as_deref().filter(|_| self.store == Store::Memory);
+        let (Some(needed), Some(most)) = (size.and_then(bytes), self.memory_max) else {
+            return Ok(());
+        };
+        let needed = data::memory_len(needed);
+        if needed < most {
+            return Ok(());
+        }
+        let text = format!(
+            "size {}: in memory it takes up to {} MiB beside the server's buffers, and memory-max is {} MiB",
+            size.unwrap_or_default(),
+            needed >> 20,
+            most >> 20
+        );
+        Err(Fault { whose: Whose::Jobs, absent: Vec::new(), text })
     }
 
     /// Where a user's jobs have data in memory, for a user cannot mount any.
@@ -274,17 +318,6 @@ fn number(id: &str) -> u64 {
 fn is_device(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
     fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
-}
-
-/// Where a user's jobs have what is not data.
-fn user_base() -> PathBuf {
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let runtime = runtime
-        .filter(|path| path.is_absolute() && path.is_dir() && place::check_own(path, "").is_ok());
-    match runtime {
-        Some(path) => path.join("sealfs"),
-        None => format!("/tmp/sealfs-{}", rustix::process::geteuid().as_raw()).into(),
-    }
 }
 
 const SETTINGS_FILE: &str = "/etc/sealfs/job.toml";
@@ -330,6 +363,20 @@ mod tests {
         assert_ne!(number("4711_3"), number("4711_4"));
         let over = Settings { slots: Some(11), ..flags };
         assert!(Site::new(over, None, true).unwrap_err().to_string().contains("port-base"));
+    }
+
+    #[test]
+    fn data_in_memory_leaves_room_for_its_server() {
+        let with = |size: &str, data: &str| {
+            let text = |text: &str| Some(text.to_string());
+            let (data, memory_max) = (Some(data.into()), text("4G"));
+            let flags = Settings { size: text(size), data, memory_max, ..Settings::default() };
+            Site::new(flags, None, true).unwrap().check_memory()
+        };
+        assert!(with("2G", "memory").is_ok() && with("3G", "/var/tmp").is_ok());
+        let fault = with("3G", "memory").unwrap_err();
+        assert_eq!(fault.whose, Whose::Jobs);
+        assert!(fault.text.starts_with("size 3G: ") && fault.text.contains("4480 MiB"), "{fault}");
     }
 
     #[test]

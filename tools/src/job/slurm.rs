@@ -67,7 +67,7 @@ pub(crate) fn up(mut scope: Scope) -> Result<(), Failure> {
         stage_in: options.stage_in,
     };
     match super::up(scope, wanted) {
-        Ok(path) => leave_note(&asked.id, &format!("export SEALFS_DIR={}\n", path.display())),
+        Ok(path) => leave_note(&asked.id, &invitation(&path)),
         Err(error) => give_up(&asked, &error),
     }
 }
@@ -267,6 +267,19 @@ fn refusal(cause: &str) -> String {
     lines.collect()
 }
 
+/// The note of a job whose file system is mounted at `path`.
+fn invitation(path: &Path) -> String {
+    format!("export SEALFS_DIR={}\n", path.display())
+}
+
+/// Removes the note of a job whose file system was at `path`, for no epilogue has done it. Another job's of that name stays.
+pub(super) fn uninvite(id: &str, path: &Path) {
+    let note = Path::new(NOTES).join(id);
+    if fs::read_to_string(&note).is_ok_and(|text| text == invitation(path)) {
+        let _ = fs::remove_file(note);
+    }
+}
+
 /// Leaves what `tools/slurm/task_prolog` reads.
 fn leave_note(id: &str, text: &str) -> Result<(), Failure> {
     let (note, fresh) = (note(id)?, note(&format!("{id}.new"))?);
@@ -275,7 +288,7 @@ fn leave_note(id: &str, text: &str) -> Result<(), Failure> {
 }
 
 /// Removes the note of a job.
-pub(super) fn forget(id: &str) -> Result<(), Failure> {
+fn forget(id: &str) -> Result<(), Failure> {
     let note = note(id)?;
     let gone = fs::remove_file(&note).or_else(super::state::unless(std::io::ErrorKind::NotFound));
     Ok(gone.map_err(|error| format!("cannot remove {}: {error}", note.display()))?)

@@ -80,7 +80,7 @@ pub(super) fn up(site: &Site, wanted: Wanted) -> Result<Record, Failure> {
 
 /// Decides where everything will be, and writes it down.
 fn write_record(site: &Site, home: &Home, wanted: Wanted) -> Result<Record, Failure> {
-    let data_root = || trusted(&site.data, 0o700);
+    let data_root = || site.data_root();
     let data = match &site.store {
         Store::Below(_) => Data::Directory(data_root()?.join(&home.id)),
         Store::Device(device) => {
