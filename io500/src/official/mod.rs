@@ -31,6 +31,7 @@ use std::time::Instant;
 
 use crate::Error;
 use crate::archive::Archive;
+use crate::phase::Phase;
 use crate::record::{Kind, Record, System, now_unix};
 use program::{Interrupts, run};
 use result::{Reading, Report, Summary};
@@ -145,8 +146,7 @@ impl Wrap {
         let ended = run(&words, &results.join("output.txt"), interrupts, told)?;
         let asked = (self.ranks.count(), self.ranks.clients());
         let mut after = After { asked, ended: ended.fault(), ..After::default() };
-        let reading = fs::read(results.join("mdtest-hard-read.txt")).unwrap_or_default();
-        after.reading = Reading::parse(&String::from_utf8_lossy(&reading));
+        after.reading = said(&results, Phase::MdtestHardRead);
         match read(&results) {
             Ok(report) => after.report = report,
             Err(error) => {
@@ -189,6 +189,13 @@ impl Wrap {
         };
         if let Some(fault) = ended.fault() {
             return Err(failed(fault));
+        }
+        // Known here, before the long run, and again after it.
+        let machines = said(directory, Phase::MdtestHardWrite)
+            .and_then(|said| rules::other_machines(self.ranks.clients(), said));
+        if let Some(reason) = machines {
+            told(&format!("NOT SUBMITTABLE, whatever comes out:\n  - {reason}\n"))
+                .map_err(Error::Unheard)?;
         }
         let report = read(directory)?;
         let rates =
@@ -292,6 +299,12 @@ fn read(results: &Path) -> Result<Report, Error> {
     let summary =
         Summary::parse(&text("result_summary.txt")?).map_err(bad("result_summary.txt"))?;
     summary.with_details(&text("result.txt")?).map_err(bad("result.txt"))
+}
+
+/// What mdtest said of a phase, if it came to that.
+fn said(results: &Path, phase: Phase) -> Option<Reading> {
+    let text = fs::read(results.join(format!("{phase}.txt"))).ok()?;
+    Reading::parse(&String::from_utf8_lossy(&text))
 }
 
 /// How the configuration that the program says it ran with differs from ours.

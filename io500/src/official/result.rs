@@ -203,7 +203,7 @@ fn reads_unverified(call: &str) -> bool {
     call.starts_with("./mdtest ") && has("-E") && !has("-X")
 }
 
-/// What mdtest says of its own of a reading phase, `mdtest-hard-read.txt`:
+/// What mdtest says of its own, of a reading phase in `mdtest-hard-read.txt`, of its machines in the writing ones', too:
 ///
 /// ```text
 /// mdtest-4.1.0 was launched with 80 total task(s) on 10 node(s)

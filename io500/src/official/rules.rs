@@ -141,15 +141,7 @@ const RULES_AFTER: &[Rule<After>] = &[
         let (asked, ran) = (facts.asked.0, facts.report.procs);
         (asked != ran).then(|| format!("{asked} processes were asked for, {ran} have run"))
     }),
-    ("machines", |facts| {
-        let (asked, ran) = (facts.asked.1, facts.reading?.machines);
-        (asked != ran).then(|| {
-            format!(
-                "{asked} clients were asked for, and mdtest found {ran} machines: name each machine once, and let the \
-                 launcher use all of them"
-            )
-        })
-    }),
+    ("machines", |facts| other_machines(facts.asked.1, facts.reading?)),
     ("command lines", |facts| {
         let has = |phase| facts.report.called.contains(&phase);
         let silent = facts.report.outcomes.iter().map(|outcome| outcome.phase);
@@ -247,6 +239,18 @@ pub(super) fn reasons_before(facts: &Before) -> Vec<String> {
 #[must_use]
 pub(super) fn reasons_after(facts: &After) -> Vec<String> {
     RULES_AFTER.iter().filter_map(|(_, rule)| rule(facts)).collect()
+}
+
+/// Why ranks were not on as many machines as clients were asked for.
+#[must_use]
+pub(super) fn other_machines(clients: u64, mdtest: Reading) -> Option<String> {
+    let machines = mdtest.machines;
+    (clients != machines).then(|| {
+        format!(
+            "{clients} clients were asked for, and mdtest found {machines} machines: name each machine once, and let the \
+             launcher use all of them"
+        )
+    })
 }
 
 fn is_true(value: &str) -> bool {

@@ -145,8 +145,8 @@ impl Run {
             } else {
                 ("kIOPS", if is_write { "./mdtest -C -Y" } else { "./mdtest -E -X" })
             };
-            if name == "mdtest-hard-read" && is_on(name) {
-                put("mdtest-hard-read.txt", &self.reading());
+            if name.starts_with("mdtest") && is_on(name) {
+                put(&format!("{name}.txt"), &self.said());
             }
             let counts = name != "timestamp" && !name.contains("rnd");
             let head = if counts { "[RESULT]" } else { "[      ]" };
@@ -179,7 +179,8 @@ impl Run {
         (summary, details)
     }
 
-    fn reading(&self) -> String {
+    /// By mdtest.
+    fn said(&self) -> String {
         let machines = self.machines - u64::from(self.wrong == "twins");
         let procs = self.procs;
         let mut text =
