@@ -130,6 +130,16 @@ fn files(page: &mut Page, told: &Told) {
 }
 
 fn nodes(page: &mut Page, nodes: &[PeerStatus]) {
+    let mut with = page.gauge(
+        "sealfs_mount_node_info",
+        "Always 1; with which transport the mount is connected to the node.",
+    );
+    for node in nodes {
+        if let Some(transport) = node.connected {
+            let labels = [("peer", &*node.node.to_string()), ("transport", &transport.to_string())];
+            with.sample(&labels, 1_u64);
+        }
+    }
     let mut each = |is_counter, name, help, of: fn(&PeerStatus) -> u64| {
         let mut samples =
             if is_counter { page.counter(name, help) } else { page.gauge(name, help) };

@@ -164,7 +164,9 @@ type Place = Arc<Mutex<Option<PathBuf>>>;
 /// Blocks the signals that end a mount, in this thread and all that it will start, and has one wait for them. By their usual
 /// effect they would end the thread that answers the kernel while another one waits for such an answer, for ever.
 fn unmount_on_signals(place: &Place) -> Result<(), MountError> {
-    let ends = Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
+    // SIGHUP, which says that a terminal is gone or that settings are new, is nothing to a mount: it has no file of them.
+    Signals::of(&[libc::SIGHUP]).block();
+    let ends = Signals::of(&[libc::SIGTERM, libc::SIGINT]);
     ends.block();
     let place = Arc::clone(place);
     let watch = move || {

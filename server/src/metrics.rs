@@ -14,6 +14,7 @@
 //!
 //! docs/metrics.md lists what is written here.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -21,7 +22,7 @@ use sealfs_metrics::{Histogram, Page};
 use sealfs_proto::{NodeId, limits};
 use sealfs_ring::Wake;
 use sealfs_server_core::{
-    BlockFigures, CoreFigures, Counted, Counters, PutOff, Queues, RequestKind,
+    BlockFigures, CoreFigures, Counted, Counters, PutOff, Queues, RequestKind, VolumeOp,
 };
 use sealfs_transport::{PeerStatus, payload_of_process};
 
@@ -89,6 +90,7 @@ impl NodeMetrics {
         cores(page, &told);
         peers(page, &told);
         journal(page, &counters, &told);
+        volume(page, &counters);
         space(page, &counters, &told);
         sessions(page, &counters, &told);
         page.gauge(
@@ -238,9 +240,19 @@ fn peers(page: &mut Page, told: &[Told]) {
         "Connections that other nodes have made to this one.",
     )
     .sample(&[], nodes);
+    let mut with = page.gauge(
+        "sealfs_node_peer_info",
+        "Always 1; with which transport cores are connected to another node.",
+    );
+    let peers = || told.iter().flat_map(|told| &told.core.nodes);
+    let known: BTreeSet<_> =
+        peers().filter_map(|peer| Some((peer.node, peer.connected?.to_string()))).collect();
+    for (node, transport) in known {
+        with.sample(&[("peer", &node.to_string()), ("transport", &transport)], 1_u64);
+    }
     // By node, over the cores; all of them know the same nodes.
     let mut all: Vec<(PeerStatus, u64)> = Vec::new();
-    for peer in told.iter().flat_map(|told| &told.core.nodes) {
+    for peer in peers() {
         let connected = u64::from(peer.connected.is_some());
         match all.iter_mut().find(|(known, _)| known.node == peer.node) {
             Some((sum, connections)) => {
@@ -322,6 +334,16 @@ fn journal(page: &mut Page, counters: &Counters, told: &[Told]) {
         "Starts since the data was formatted that found power lost.",
     )
     .sample(&[], losses);
+}
+
+fn volume(page: &mut Page, counters: &Counters) {
+    let mut took = page.histogram(
+        "sealfs_node_volume_seconds",
+        "From handing an operation of the volume to the system until it was done, by operation, in turns of the core's loop.",
+    );
+    for op in VolumeOp::ALL {
+        took.durations(&[("operation", op.name())], counters.volume(op));
+    }
 }
 
 fn space(page: &mut Page, counters: &Counters, told: &[Told]) {

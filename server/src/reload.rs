@@ -103,7 +103,12 @@ impl Settings {
                 *only_uid != self.only_uid,
                 "files are open that it did not let through",
             ),
-            fixed("adopt", *adopt != self.adopt, "it is about the data's first start here"),
+            // To take it out again, when it has done its work, changes nothing.
+            fixed(
+                "adopt",
+                *adopt == Some(true) && self.adopt != Some(true),
+                "it is about the data's first start here",
+            ),
             open("metrics", *metrics != self.metrics),
             open("log", *log != self.log),
         ]
@@ -166,5 +171,7 @@ mod tests {
         let error = Settings::default().reload(&new).unwrap_err().to_string();
         assert!(error.contains("id (") && error.contains("nothing was changed"), "{error}");
         assert_eq!(new.reload(&new), Ok(Vec::new()), "what stays the same is no change");
+        let adopting = Settings { adopt: Some(true), ..Settings::default() };
+        assert_eq!(adopting.reload(&Settings::default()), Ok(Vec::new()), "it is done");
     }
 }

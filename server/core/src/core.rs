@@ -142,6 +142,7 @@ impl Core {
     pub fn turn(&mut self, now: Now) -> Result<Option<Instant>, Fatal> {
         let world = &self.world;
         world.now.set(now);
+        world.disk.set_now(now.mono);
         world.timers.fire(now.mono);
         world.calls.turn(now.mono);
         world.memory_waits.wake_one();

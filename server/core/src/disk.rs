@@ -7,9 +7,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use sealfs_metrics::Histogram;
 use sealfs_transport::tasks::{Receiver, Sender, oneshot};
-use sealfs_transport::{Region, Slice};
+use sealfs_transport::{Instant, Region, Slice};
 
+use crate::figures::VolumeOp;
 use crate::{Disk, DiskDone, DiskError, DiskOp};
 
 /// What an operation became.
@@ -33,8 +35,18 @@ pub(crate) struct DiskCalls {
 struct Inner {
     disk: Box<dyn Disk>,
     next: u64,
-    running: BTreeMap<u64, Ends>,
+    running: BTreeMap<u64, Running>,
     sync: VolumeSync,
+    /// The turn's time.
+    now: Instant,
+    /// How long operations of the volume took, by [`VolumeOp`].
+    took: [Histogram; VolumeOp::ALL.len()],
+}
+
+struct Running {
+    ends: Ends,
+    /// Of the volume's, and when it was begun.
+    timed: Option<(VolumeOp, Instant)>,
 }
 
 #[derive(Default)]
@@ -52,8 +64,26 @@ enum Ends {
 impl DiskCalls {
     /// Nothing in flight.
     pub(crate) fn new(disk: Box<dyn Disk>) -> Self {
-        let sync = VolumeSync::default();
-        Self { inner: RefCell::new(Inner { disk, next: 0, running: BTreeMap::new(), sync }) }
+        Self {
+            inner: RefCell::new(Inner {
+                disk,
+                next: 0,
+                running: BTreeMap::new(),
+                sync: VolumeSync::default(),
+                now: Instant::default(),
+                took: Default::default(),
+            }),
+        }
+    }
+
+    /// A turn begins.
+    pub(crate) fn set_now(&self, now: Instant) {
+        self.inner.borrow_mut().now = now;
+    }
+
+    /// How long operations of the volume took, by [`VolumeOp`], in turns.
+    pub(crate) fn took(&self) -> [Histogram; VolumeOp::ALL.len()] {
+        self.inner.borrow().took
     }
 
     /// Begins an operation.
@@ -99,13 +129,17 @@ impl DiskCalls {
 
     /// Takes the next completion, and wakes who waits for it. `None`: no more.
     pub(crate) fn poll(&self) -> Option<Polled> {
-        let (id, done, ends) = {
+        let (id, done, running) = {
             let mut inner = self.inner.borrow_mut();
             let (id, done) = inner.disk.poll()?;
-            let ends = inner.running.remove(&id);
-            (id, done, ends)
+            let running = inner.running.remove(&id);
+            if let Some((op, since)) = running.as_ref().and_then(|running| running.timed) {
+                let took = inner.now.0.saturating_sub(since.0);
+                inner.took[op as usize].add(took);
+            }
+            (id, done, running)
         };
-        match ends {
+        match running.map(|running| running.ends) {
             Some(Ends::Call(sender)) => drop(sender.send(done)),
             Some(Ends::Named) => return Some(Polled::Named(id, done)),
             Some(Ends::Sync(senders)) => {
@@ -130,7 +164,8 @@ impl DiskCalls {
 impl Inner {
     fn begin(&mut self, op: DiskOp, ends: Ends) -> u64 {
         self.next += 1;
-        self.running.insert(self.next, ends);
+        let timed = VolumeOp::of(&op).map(|op| (op, self.now));
+        self.running.insert(self.next, Running { ends, timed });
         self.disk.submit(self.next, op);
         self.next
     }
@@ -185,7 +220,10 @@ mod tests {
         let mut sync = pin!(disk.sync_volume());
         let mut cx = Context::from_waker(Waker::noop());
         assert!(sync.as_mut().poll(&mut cx).is_pending());
+        disk.set_now(Instant(7));
         assert!(matches!(disk.poll(), Some(Polled::SyncFailed(_))));
+        let took = disk.took();
+        assert_eq!(took.map(|took| (took.count(), took.sum_ns())), [(0, 0), (0, 0), (1, 7)]);
         assert!(matches!(sync.as_mut().poll(&mut cx), Poll::Ready(Err(_))));
     }
 }

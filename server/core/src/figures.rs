@@ -16,6 +16,7 @@ use sealfs_metrics::Histogram;
 use sealfs_proto::{Errno, Request, Status};
 use sealfs_transport::PeerStatus;
 
+use crate::DiskOp;
 use crate::chunk::Groups;
 use crate::world::World;
 
@@ -186,6 +187,42 @@ impl PutOff {
     }
 }
 
+/// What is done to the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeOp {
+    /// Bytes are read.
+    Read,
+    /// Bytes are written.
+    Write,
+    /// What was written becomes durable.
+    Sync,
+}
+
+impl VolumeOp {
+    /// All of them, in their order.
+    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Sync];
+
+    /// As metrics name it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Sync => "sync",
+        }
+    }
+
+    /// Of an operation of the disk; none if it is not the volume's.
+    pub(crate) const fn of(op: &DiskOp) -> Option<Self> {
+        match op {
+            DiskOp::Read { .. } => Some(Self::Read),
+            DiskOp::Write { .. } => Some(Self::Write),
+            DiskOp::SyncVolume => Some(Self::Sync),
+            _ => None,
+        }
+    }
+}
+
 /// See the module's text.
 #[derive(Clone, Debug)]
 pub struct Counters {
@@ -199,6 +236,7 @@ pub struct Counters {
     pub appends: Histogram,
     /// Of the journal, from asking until it was on the device.
     pub syncs: Histogram,
+    volume: [Histogram; VolumeOp::ALL.len()],
 }
 
 impl Default for Counters {
@@ -211,6 +249,7 @@ impl Default for Counters {
             errors: BTreeMap::new(),
             appends: Histogram::default(),
             syncs: Histogram::default(),
+            volume: Default::default(),
         }
     }
 }
@@ -262,6 +301,12 @@ impl Counters {
         &self.answered[kind as usize]
     }
 
+    /// How long operations of the volume took, from handing them to the system until they were done, in turns.
+    #[must_use]
+    pub const fn volume(&self, op: VolumeOp) -> &Histogram {
+        &self.volume[op as usize]
+    }
+
     /// Answers that were none.
     #[must_use]
     pub const fn put_off(&self, why: PutOff) -> u64 {
@@ -281,6 +326,9 @@ impl Counters {
         }
         self.appends.merge(&other.appends);
         self.syncs.merge(&other.syncs);
+        for (own, more) in self.volume.iter_mut().zip(&other.volume) {
+            own.merge(more);
+        }
     }
 }
 
@@ -385,7 +433,7 @@ impl World {
         };
         let own = self.config.node;
         CoreFigures {
-            counters: self.counters.borrow().clone(),
+            counters: Counters { volume: self.disk.took(), ..self.counters.borrow().clone() },
             queues,
             nodes: self.calls.peers().into_iter().filter(|peer| peer.node != own).collect(),
             client_connections,

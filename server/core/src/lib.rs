@@ -33,7 +33,9 @@ mod world;
 
 pub use config::{Config, Durability};
 pub use core::{Core, Fatal, Ports};
-pub use figures::{BlockFigures, CoreFigures, Counted, Counters, PutOff, Queues, RequestKind};
+pub use figures::{
+    BlockFigures, CoreFigures, Counted, Counters, PutOff, Queues, RequestKind, VolumeOp,
+};
 pub use mail::Mail;
 pub use ports::{CoreId, Disk, DiskDone, DiskError, DiskOp, Mailbox};
 pub use recovery::{Recovery, sync_mark};

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use sealfs_proto::{
     Access, Entry, Errno, Header, HeaderKind, Ino, NodeId, Reply, Request, ShardId, Who,
 };
-use sealfs_server_core::Durability;
+use sealfs_server_core::{Counted, Durability, VolumeOp};
 use sealfs_transport::mem::MemNetwork;
 use sealfs_transport::{Ask, CallError, payload_bytes_copied};
 use support::{Cluster, Setup};
@@ -171,12 +171,12 @@ fn a_full_node_says_so_and_unlink_makes_room() {
     let file = cluster.create(Ino::ROOT, "f");
     let raise = Request::Raise { ino: file, bound: 1 << 40 };
     cluster.change(file.shard(), raise).unwrap();
-    let mut refused = 0;
+    let (mut refused, mut stored) = (0, 0);
     let mut index = 1;
     while refused < 20 {
         let pending = cluster.begin_write(0, file, index, 0, &vec![index as u8; 1 << 20]);
         match cluster.finish(&pending) {
-            Ok(_) => {}
+            Ok(_) => stored += 1 << 20,
             Err(CallError::Errno(Errno::ENOSPC)) => refused += 1,
             other => panic!("{other:?}"),
         }
@@ -184,6 +184,13 @@ fn a_full_node_says_so_and_unlink_makes_room() {
         assert!(index < 300, "256 MiB are full at some time");
     }
     assert!(index > 150, "most of the volume is used: {index}");
+    let figures = cluster.servers[0].cores.iter().map(|core| core.figures().counters);
+    let (counted, writes) = figures.fold((0, 0), |(bytes, writes), counters| {
+        let writes = writes + counters.volume(VolumeOp::Write).count();
+        (bytes + counters.of(Counted::BytesWritten), writes)
+    });
+    assert_eq!(counted, stored, "what was refused is not counted");
+    assert!(writes > 150, "the volume was written {writes} times");
     assert_eq!(cluster.read(file, 20, 9, 2), [20, 20]);
     cluster.write(file, 20, 0, &[1; 1 << 20]);
     cluster.unlink(Ino::ROOT, "f").unwrap();

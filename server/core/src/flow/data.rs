@@ -74,7 +74,6 @@ async fn write(
     if end > u64::from(limits::CHUNK_SIZE_MAX) {
         return errno(Errno::EINVAL);
     }
-    world.count(Counted::BytesWritten, len);
     let change = ChunkChange::Write { offset, payload: &payload };
     let reply = if index == 0 {
         loop {
@@ -100,6 +99,7 @@ async fn write(
         Ok((Some(applied), _)) => {
             let _ =
                 follow(world, chunk_shard(ino, index, world.config.map.shards()), applied.effects);
+            world.count(Counted::BytesWritten, len);
             Ok(applied.reply).into()
         }
         Ok((None, _)) => errno(Errno::EIO),
