@@ -11,3 +11,5 @@ mod reload;
 mod scrape;
 #[path = "seen/shell.rs"]
 mod shell;
+#[path = "seen/signals.rs"]
+mod signals;

@@ -5,7 +5,8 @@
 //! ```
 //! 1. A file that cannot be read, says what is none, or changes what is fixed ([`Settings::reload`]) leaves everything as it
 //!    was, and the log says why.
-//! 2. Nothing is used before all of it is known to work: the filter is one, the address is bound.
+//! 2. Nothing is used before all of it is known to work: the filter is one, the address is bound. Only an address with the same
+//!    port has to wait until the former one is free, which is taken again if that was in vain.
 
 use std::path::PathBuf;
 
@@ -40,6 +41,27 @@ impl Reloadable {
         }
     }
 
+    /// Offers metrics on another address; on failure they are where they were.
+    fn offer(&mut self, address: &str) -> Result<Endpoint, Failure> {
+        let offer = |address: &str| Listener::bind(address)?.serve(Source::clone(&self.source));
+        let refused = match offer(address) {
+            Ok(endpoint) => return Ok(endpoint),
+            Err(error) => error,
+        };
+        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        let in_its_way = self.endpoint.take_if(|former| Some(former.address().port()) == port);
+        let Some(former) = in_its_way else { return Err(refused) };
+        let place = former.address().to_string();
+        drop(former);
+        offer(address).map_err(|error| match offer(&place) {
+            Ok(former) => {
+                self.endpoint = Some(former);
+                error
+            }
+            Err(lost) => format!("{error}; and the former address is lost: {lost}").into(),
+        })
+    }
+
     fn take(&mut self, shown: &str) -> Result<(), Failure> {
         let file = self.file.as_ref().ok_or("there is no file")?;
         let new = self.flags.clone().over(Settings::from_file(file)?);
@@ -47,11 +69,11 @@ impl Reloadable {
         let filter = new.log.as_deref().unwrap_or(log::DEFAULT);
         log::check(filter)?;
         if changed.contains(&"metrics") {
-            let listener = new.metrics.as_deref().map(Listener::bind).transpose()?;
-            let source = || Source::clone(&self.source);
-            let endpoint = listener.map(|listener| listener.serve(source())).transpose()?;
-            // The last thing that may fail has not.
-            self.endpoint = endpoint;
+            // The last thing that may fail.
+            self.endpoint = match new.metrics.as_deref() {
+                Some(address) => Some(self.offer(address)?),
+                None => None,
+            };
         }
         let tell = || {
             if changed.is_empty() {

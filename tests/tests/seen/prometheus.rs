@@ -138,6 +138,7 @@ fn what_was_done_is_what_prometheus_shows() {
         ("sum(sealfs_node_sessions)", 3.0),
         ("sum(sealfs_mount_node_connected)", 3.0),
         ("sum(sealfs_node_info)", 3.0),
+        ("sum(sealfs_mount_node_info)", 3.0),
         ("sum(sealfs_node_requests_in_flight)", 0.0),
         ("sum(sealfs_node_space_bytes == bool 536870912)", 3.0),
         ("sum(sealfs_build_info)", 4.0),

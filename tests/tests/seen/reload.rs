@@ -132,3 +132,19 @@ fn a_log_of_json_is_json_line_by_line() {
         assert!(value["timestamp"].is_string() && value["level"].is_string(), "{line}");
     }
 }
+
+#[test]
+fn metrics_move_to_another_address_of_the_same_port() {
+    let cluster = one_node();
+    let first = free_address();
+    let port = first.rsplit_once(':').unwrap().1;
+    let node = Node::start(&cluster, &[], &format!("adopt = true\nmetrics = \"{first}\"\n"));
+    assert!(answers(&first));
+    let said = node.tell(&format!("metrics = \"0.0.0.0:{port}\"\n"));
+    assert!(said.contains("was read again: metrics"), "{said}");
+    assert!(answers(&format!("127.0.0.2:{port}")));
+    // An address that this machine has not: the former one is taken again.
+    let said = node.tell(&format!("metrics = \"192.0.2.1:{port}\"\n"));
+    assert!(said.contains("refused") && said.contains("192.0.2.1"), "{said}");
+    assert!(answers(&first));
+}

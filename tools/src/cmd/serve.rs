@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use sealfs_server::{Server, Settings, Stopper};
@@ -111,8 +111,12 @@ pub(crate) fn run(args: Args, filter: Option<String>, log: Log) -> Result<(), Fa
     let metrics = settings.metrics.as_deref().map(Listener::bind).transpose()?;
     let config = settings.clone().resolve()?;
     let (id, data) = (config.id, config.data.clone());
-    // Before the node's threads start, so that a signal during the start is not lost.
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    log.detach()?;
+    let running = Arc::new(Mutex::new(Running::default()));
+    // Before the node's threads start: recovery may take long.
+    let (signals, told) = (Signals::new([SIGTERM, SIGINT, SIGHUP])?, Arc::clone(&running));
+    let signal_log = log.clone();
+    thread::spawn(move || obey(signals, &told, &signal_log));
     let server = Server::start(config)?;
     let of_node = server.metrics();
     let source: Source = Arc::new(move |page| of_node.write(page).map_err(|late| late.to_string()));
@@ -120,37 +124,65 @@ pub(crate) fn run(args: Args, filter: Option<String>, log: Log) -> Result<(), Fa
     let shown =
         endpoint.as_ref().map(|one| format!(", metrics on http://{}/metrics", one.address()));
     let shown = shown.unwrap_or_default();
-    let running = Reloadable { flags, file, settings, log, source, endpoint };
-    let stopper = server.stopper();
-    thread::spawn(move || obey(signals, &stopper, running));
+    let reloadable = Reloadable { flags, file, settings, log: log.clone(), source, endpoint };
+    running.lock().unwrap_or_else(PoisonError::into_inner).begin(server.stopper(), reloadable);
     let mut out = std::io::stdout();
     let address = server.local_addr();
     let _ = writeln!(out, "node {id} is ready on {address}, data in {}{shown}", data.display());
     let _ = out.flush();
     notify(READY);
-    match server.wait() {
-        Ok(()) => Ok(()),
-        Err(fatal) => {
-            eprintln!("sealfs: node {id}: {}", fatal.reason);
-            std::process::exit(i32::from(fatal.code));
+    let ended = server.wait();
+    if let Err(fatal) = &ended {
+        log.say(&format!("sealfs: node {id}: {}", fatal.reason));
+    }
+    log.settle();
+    ended.or_else(|fatal| std::process::exit(i32::from(fatal.code)))
+}
+
+/// What signals are about.
+#[derive(Default)]
+struct Running {
+    /// None: the node still starts.
+    node: Option<(Stopper, Reloadable)>,
+    /// Settings came that it could not take yet.
+    is_reload_due: bool,
+}
+
+impl Running {
+    fn begin(&mut self, stopper: Stopper, mut reloadable: Reloadable) {
+        if self.is_reload_due {
+            reloadable.reload();
         }
+        self.node = Some((stopper, reloadable));
     }
 }
 
-/// Does what signals ask for, until the process ends.
-fn obey(mut signals: Signals, stopper: &Stopper, mut running: Reloadable) {
+/// Does what signals ask for, until the process ends. It does before it tells.
+fn obey(mut signals: Signals, running: &Mutex<Running>, log: &Log) {
     let mut is_asked = false;
     for signal in signals.forever() {
-        match signal {
-            SIGHUP => running.reload(),
-            _ if !is_asked => {
+        let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&mut running.node, signal) {
+            (Some((_, reloadable)), SIGHUP) => reloadable.reload(),
+            (None, SIGHUP) => running.is_reload_due = true,
+            (None, _) => {
+                // As safe as kill -9: nothing was served, and what it has read is still there.
+                notify(STOPPING);
+                tracing::info!(
+                    signal,
+                    "asked to end while it starts: the next start does it again"
+                );
+                log.settle();
+                std::process::exit(0);
+            }
+            (Some((stopper, _)), _) if !is_asked => {
                 is_asked = true;
+                stopper.stop();
                 notify(STOPPING);
                 tracing::info!(
                     signal,
                     "asked to end: finishing what was begun; once more ends at once"
                 );
-                stopper.stop();
             }
             _ => {
                 // As safe as kill -9: what was acknowledged is in the journals.
@@ -158,6 +190,7 @@ fn obey(mut signals: Signals, stopper: &Stopper, mut running: Reloadable) {
                     signal,
                     "asked to end again: ending at once, the next start is as after a crash"
                 );
+                log.settle();
                 std::process::exit(128 + signal);
             }
         }

@@ -3,16 +3,19 @@
 //! Blocking sockets and a thread per connection, for there are a few scrapes a minute, and their time must not be the time of
 //! threads that serve.
 //!
-//! 1. At most [`CONNECTIONS_MAX`] connections are open; one more is told 503 and closed.
-//! 2. A connection lives for [`PATIENCE`] at most, however slowly its peer sends or reads.
+//! 1. At most [`CONNECTIONS_MAX`] connections are open. One more ends the oldest of those for which no page is being made at
+//!    the moment: who holds connections keeps nobody out. At most [`THREADS_MAX`] threads are at it, those that are just
+//!    ending among them; a connection beyond them is told 503 and closed.
+//! 2. A request has [`REQUEST_MAX`] to arrive, and a connection lives for [`PATIENCE`] at most, however slowly its peer sends
+//!    or reads.
 //! 3. Of a request at most [`HEAD_LEN_MAX`] bytes are kept. Bodies are not read.
 //! 4. Nothing that a peer sends ends a thread other than its own, or is written to the log.
 //! 5. When an [`Endpoint`] is dropped its port is free.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -78,7 +81,7 @@ impl Drop for Endpoint {
 
 /// Accepts until the socket is shut down.
 fn accept(socket: &TcpListener, make: &Make) {
-    let open = Arc::new(AtomicUsize::new(0));
+    let open = Arc::new(Mutex::new(Open::default()));
     loop {
         let stream = match socket.accept() {
             Ok((stream, _)) => stream,
@@ -90,17 +93,15 @@ fn accept(socket: &TcpListener, make: &Make) {
                 continue;
             }
         };
-        let place = Place::take(&open);
-        if place.is_none() {
+        let Some(place) = Place::take(&open, &stream) else {
             let mut peer = Peer::new(stream, PAUSE);
             let _ = peer.send(&Response::error(503, "too many connections"), true);
             continue;
-        }
+        };
         let make = Arc::clone(make);
         let begun = thread::Builder::new().name("scrape".into()).spawn(move || {
-            let _place = place;
             // Whoever goes away in between needs no answer.
-            let _ = answer(Peer::new(stream, PATIENCE), &make);
+            let _ = answer(Peer::new(stream, REQUEST_MAX), &place, &make);
         });
         if begun.is_err() {
             thread::sleep(PAUSE);
@@ -108,25 +109,68 @@ fn accept(socket: &TcpListener, make: &Make) {
     }
 }
 
+/// What is open.
+#[derive(Default)]
+struct Open {
+    /// The oldest first.
+    connections: Vec<Arc<Connection>>,
+    threads: usize,
+}
+
+struct Connection {
+    stream: TcpStream,
+    /// Its page is being made.
+    is_served: AtomicBool,
+}
+
 /// One of the connections that may be open.
-struct Place(Arc<AtomicUsize>);
+struct Place {
+    open: Arc<Mutex<Open>>,
+    connection: Arc<Connection>,
+}
 
 impl Place {
-    fn take(open: &Arc<AtomicUsize>) -> Option<Self> {
-        let place = Self(Arc::clone(open));
-        (open.fetch_add(1, Ordering::AcqRel) < CONNECTIONS_MAX).then_some(place)
+    fn take(open: &Arc<Mutex<Open>>, stream: &TcpStream) -> Option<Self> {
+        let stream = stream.try_clone().ok()?;
+        let connection = Arc::new(Connection { stream, is_served: AtomicBool::new(false) });
+        let mut all = lock(open);
+        if all.threads == THREADS_MAX {
+            return None;
+        }
+        if all.connections.len() == CONNECTIONS_MAX {
+            let is_idle = |one: &Arc<Connection>| !one.is_served.load(Ordering::Acquire);
+            let oldest = all.connections.iter().position(is_idle)?;
+            // Its thread ends with it.
+            let _ = all.connections.remove(oldest).stream.shutdown(Shutdown::Both);
+        }
+        all.connections.push(Arc::clone(&connection));
+        all.threads += 1;
+        drop(all);
+        Some(Self { open: Arc::clone(open), connection })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        let mut all = lock(&self.open);
+        all.connections.retain(|other| !Arc::ptr_eq(other, &self.connection));
+        all.threads -= 1;
     }
 }
 
-fn answer(mut peer: Peer, make: &Make) -> io::Result<()> {
+fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn answer(mut peer: Peer, place: &Place, make: &Make) -> io::Result<()> {
     let (response, with_body) = match peer.head() {
-        Ok(head) => respond(&head, make),
+        Ok(head) => {
+            place.connection.is_served.store(true, Ordering::Release);
+            let response = respond(&head, make);
+            place.connection.is_served.store(false, Ordering::Release);
+            peer.until = peer.begun + PATIENCE;
+            response
+        }
         Err(Unread::TooLong) => (Response::error(431, "the request's head is too long"), true),
         Err(Unread::Late) => (Response::error(408, "the request came too slowly"), true),
         Err(Unread::Gone) => return Ok(()),
@@ -197,12 +241,14 @@ enum Unread {
 /// The other end, until its time is over.
 struct Peer {
     stream: TcpStream,
+    begun: Instant,
     until: Instant,
 }
 
 impl Peer {
     fn new(stream: TcpStream, patience: Duration) -> Self {
-        Self { stream, until: Instant::now() + patience }
+        let begun = Instant::now();
+        Self { stream, begun, until: begun + patience }
     }
 
     /// What is left of its time; an error if there is none.
@@ -278,6 +324,10 @@ fn is_late(error: &io::Error) -> bool {
 
 /// A few servers that scrape and a person who looks.
 const CONNECTIONS_MAX: usize = 8;
+/// Threads of connections that were ended in favour of others end at once, but not before.
+const THREADS_MAX: usize = 4 * CONNECTIONS_MAX;
+/// Who scrapes sends its request with the connection's first packet.
+const REQUEST_MAX: Duration = Duration::from_secs(1);
 /// A scrape waits ten seconds unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For what must not take long: telling somebody that there is no time for him.
@@ -341,21 +391,49 @@ mod tests {
     }
 
     #[test]
-    fn silent_peers_keep_nobody_else_out_for_long_and_do_not_pile_up() {
+    fn who_holds_connections_keeps_nobody_out() {
         let endpoint = endpoint(|| Ok("a 1\n".into()));
         let silent: Vec<TcpStream> =
             (0..CONNECTIONS_MAX).map(|_| TcpStream::connect(endpoint.address()).unwrap()).collect();
-        let refused = ask(&endpoint, b"GET /metrics HTTP/1.1\r\n\r\n");
-        assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
-        // Each of them is told that it was too slow, and then there is room.
-        for mut stream in silent {
+        let answered = ask(&endpoint, b"GET /metrics HTTP/1.1\r\n\r\n");
+        assert!(answered.starts_with("HTTP/1.1 200 "), "{answered}");
+        // One of them has made room without a word; the others are told that they were too slow.
+        let ends = silent.into_iter().map(|mut stream| {
             let mut text = String::new();
             stream.read_to_string(&mut text).unwrap();
-            assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
-        }
-        while !ask(&endpoint, b"GET /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 ") {
-            thread::yield_now();
-        }
+            text
+        });
+        let ends: Vec<String> = ends.collect();
+        assert_eq!(ends.iter().filter(|end| end.is_empty()).count(), 1, "{ends:?}");
+        assert_eq!(
+            ends.iter().filter(|end| end.starts_with("HTTP/1.1 408 ")).count(),
+            CONNECTIONS_MAX - 1,
+            "{ends:?}"
+        );
+    }
+
+    #[test]
+    fn who_is_being_answered_makes_no_room() {
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (go, may_go) = std::sync::mpsc::channel::<()>();
+        let may_go = Mutex::new(may_go);
+        let endpoint = endpoint(move || {
+            begun.send(()).unwrap();
+            let _ = may_go.lock().unwrap().recv();
+            Ok("a 1\n".into())
+        });
+        thread::scope(|scope| {
+            let request = b"GET /metrics HTTP/1.1\r\n\r\n";
+            let busy: Vec<_> =
+                (0..CONNECTIONS_MAX).map(|_| scope.spawn(|| ask(&endpoint, request))).collect();
+            busy.iter().for_each(|_| begins.recv().unwrap());
+            let refused = ask(&endpoint, request);
+            drop(go);
+            assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+            for answer in busy {
+                assert!(answer.join().unwrap().starts_with("HTTP/1.1 200 "));
+            }
+        });
     }
 
     #[test]

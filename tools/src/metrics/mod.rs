@@ -12,7 +12,6 @@ mod process;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use sealfs_metrics::Page;
@@ -42,7 +41,7 @@ impl Listener {
     /// Answers from now on.
     pub(crate) fn serve(self, source: Source) -> Result<Endpoint, Failure> {
         let last = Mutex::new(None);
-        Ok(Endpoint(self.0.serve(Arc::new(move || page(&source, &last)))?))
+        Ok(Endpoint(self.0.serve(Arc::new(move || page(&source, &last, Instant::now())))?))
     }
 }
 
@@ -53,16 +52,27 @@ impl Endpoint {
     }
 }
 
-/// One scrape at a time, and not more than [`GAP`] allows.
-fn page(source: &Source, last: &Mutex<Option<Instant>>) -> Result<String, String> {
+/// A page, or why there is none.
+type Made = Result<String, String>;
+
+/// The page, made anew if the last one is older than [`FRESH`]; one at a time.
+fn page(source: &Source, last: &Mutex<Option<(Instant, Made)>>, now: Instant) -> Made {
     let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(wait) = last.and_then(|last| GAP.checked_sub(last.elapsed())) {
-        thread::sleep(wait);
+    match &*last {
+        // Who has waited for another one's page meanwhile came before it was made.
+        Some((at, made)) if now.saturating_duration_since(*at) < FRESH => made.clone(),
+        _ => {
+            let begun = Instant::now();
+            let made = make(source);
+            *last = Some((now + begun.elapsed(), made.clone()));
+            made
+        }
     }
+}
+
+fn make(source: &Source) -> Made {
     let mut page = Page::default();
-    let told = source(&mut page);
-    *last = Some(Instant::now());
-    told?;
+    source(&mut page)?;
     page.gauge("sealfs_build_info", "Always 1; the version of the program.")
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1_u64);
     process::write(&mut page);
@@ -71,4 +81,32 @@ fn page(source: &Source, last: &Mutex<Option<Instant>>) -> Result<String, String
 
 /// Threads that serve are asked at most so often, whoever scrapes: an answer costs each half a millisecond of its processor, if
 /// it has to be woken for it and a thousand shards are looked at.
-const GAP: Duration = Duration::from_millis(100);
+const FRESH: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn threads_that_serve_are_asked_once_a_second_at_most() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counting = Arc::clone(&asked);
+        let source: Source = Arc::new(move |_| match counting.fetch_add(1, Ordering::Relaxed) {
+            1 => Err("late".into()),
+            _ => Ok(()),
+        });
+        let (last, begin) = (Mutex::new(None), Instant::now());
+        for (ms, answered, times) in [
+            (0, true, 1),
+            (999, true, 1),
+            (5_000, false, 2),
+            // What is late is not asked again by all who wait.
+            (5_900, false, 2),
+            (10_000, true, 3),
+        ] {
+            let made = page(&source, &last, begin + Duration::from_millis(ms));
+            assert_eq!((made.is_ok(), asked.load(Ordering::Relaxed)), (answered, times), "{ms}");
+        }
+    }
+}
