@@ -1,7 +1,8 @@
 //! Processes that this program starts, finds again and ends.
 //!
-//! 1. A process is named by a file that its stderr is: its log, which exists before the process does and nobody else writes
-//!    to. Pid files lag behind, and pids are used again.
+//! 1. A process is named by a file that its stderr is, or its stdin if its words come through a
+//!    pipe: its log, which exists before the process does and nobody else writes to. Pid files lag
+//!    behind, and pids are used again.
 //! 2. A zombie has ended.
 
 use std::fs::{self, File};
@@ -47,7 +48,8 @@ pub(crate) fn start_node<'a>(
 }
 
 impl Starting<'_> {
-    /// Waits until it says that it is ready. The error is the last thing that it said; it has ended then.
+    /// Waits until it says that it is ready. The error is the last thing that it said; it has ended
+    /// then.
     pub(crate) fn ready(mut self, until: Instant) -> Result<Child, Failure> {
         let heard = self.line.recv_timeout(until.saturating_duration_since(Instant::now()));
         if heard.as_ref().is_ok_and(|line| !line.is_empty()) {
@@ -67,7 +69,8 @@ pub(crate) fn last_line(log: &Path) -> String {
     text.lines().last().unwrap_or("it said nothing").to_string()
 }
 
-/// The running processes whose stderr is the file `log`. An error is never taken for nobody.
+/// The running processes whose stderr or stdin is the file `log`. An error is never taken for
+/// nobody.
 pub(crate) fn writing_to(log: &Path) -> Result<Vec<Pid>, Failure> {
     match fs::symlink_metadata(log) {
         Ok(_) => {}
@@ -75,12 +78,18 @@ pub(crate) fn writing_to(log: &Path) -> Result<Vec<Pid>, Failure> {
         Err(error) => return Err(format!("cannot look at {}: {error}", log.display()).into()),
     }
     let Some(log) = identity(log) else { return Ok(Vec::new()) };
-    let stderr = |pid: &Pid| identity(format!("/proc/{}/fd/2", pid.as_raw_nonzero()).as_ref());
-    Ok(all()?.filter(|pid| stderr(pid) == Some(log)).collect())
+    let has = |pid: &Pid| {
+        let is_log = |fd| {
+            let path = format!("/proc/{}/fd/{fd}", pid.as_raw_nonzero());
+            identity(path.as_ref()) == Some(log)
+        };
+        is_log(2) || is_log(0)
+    };
+    Ok(all()?.filter(has).collect())
 }
 
-/// Which file `path` leads to: its device and inode. Others' open files are looked at, too, and lie on file systems that may
-/// not answer: nobody is asked for what the kernel does not know.
+/// Which file `path` leads to: its device and inode. Others' open files are looked at, too, and lie
+/// on file systems that may not answer: nobody is asked for what the kernel does not know.
 pub(crate) fn identity(path: &Path) -> Option<(u32, u32, u64)> {
     let flags = AtFlags::STATX_DONT_SYNC;
     let found = rustix::fs::statx(CWD, path, flags, StatxFlags::INO).ok()?;
@@ -103,8 +112,9 @@ pub(crate) fn started(pid: Pid) -> Option<(u64, i32)> {
     Some((ticks, pid))
 }
 
-/// Asks the process to end and waits; SIGKILL when it does not: what it acknowledged is written already. `is_meant` is asked
-/// once more when the process can no longer be mistaken for another with its number.
+/// Asks the process to end and waits; SIGKILL when it does not: what it acknowledged is written
+/// already. `is_meant` is asked once more when the process can no longer be mistaken for another
+/// with its number.
 pub(crate) fn end(
     pid: Pid,
     patience: Duration,
@@ -156,7 +166,7 @@ fn has_ended(process: &OwnedFd, until: Instant) -> Result<bool, Failure> {
     }
 }
 
-/// Ends all processes whose stderr is the file `log`, see [`end`].
+/// Ends all processes whose stderr or stdin is the file `log`, see [`end`].
 pub(crate) fn end_writers(log: &Path, patience: Duration) -> Result<(), Failure> {
     for pid in writing_to(log)? {
         end(pid, patience, || writing_to(log).is_ok_and(|found| found.contains(&pid)))
@@ -186,6 +196,23 @@ mod tests {
         end_writers(&log, Duration::from_secs(5)).unwrap();
         assert!(writing_to(&log).unwrap().is_empty(), "a zombie has ended");
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn who_ignores_the_request_to_end_is_ended_and_a_file_names_it_by_its_stdin() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        fs::write(&log, "").unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' TERM; echo set; while :; do sleep 1000; done"]);
+        command.stdin(File::open(&log).unwrap()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(writing_to(&log).unwrap().contains(&Pid::from_child(&child)));
+        end_writers(&log, Duration::ZERO).unwrap();
+        assert!(writing_to(&log).unwrap().is_empty());
+        assert_eq!(child.wait().unwrap().code(), None, "by a signal");
     }
 
     #[test]

@@ -643,6 +643,36 @@ fn what_a_killed_down_has_left_is_dead_and_reaped() {
 }
 
 #[test]
+fn what_copies_when_a_down_is_killed_is_ended_too() {
+    let nodes = Nodes::new(1, "");
+    let node = &nodes.all[0];
+    nodes.up_well("13", &[]);
+    node.shell(USER, "mkdir /mnt/sealfs/13/results; echo x > /mnt/sealfs/13/results/x").unwrap();
+    let find = |word: &str| node.processes().into_iter().find(|one| one.1.contains(word));
+    let server = find(" serve ").unwrap().0;
+    // It copies, and does not come to an end.
+    node.shell(0, &format!("kill -STOP {server}")).unwrap();
+    let words = ["down", "--id", "13", "--stage-out", "results:/run/project/out"];
+    let mut down = node.job_command(&words).stderr(Stdio::null()).spawn().unwrap();
+    let copying = loop {
+        match find(" stage out ") {
+            Some((pid, words)) if !words.contains("setpriv") => break pid,
+            _ => thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    let fds = format!("cd /proc/{copying}/fd; readlink 0 2; stat -L -c %U:%a 0");
+    let fds = node.shell(0, &fds).unwrap();
+    assert!(fds.starts_with("/run/sealfs/jobs/13/stage.log\npipe:"), "{fds}");
+    assert!(fds.ends_with("\nroot:600\n"), "{fds}");
+    down.kill().unwrap();
+    down.wait().unwrap();
+    node.kill("down");
+    assert!(find(" stage out ").is_some(), "nobody has ended it yet");
+    assert_eq!(node.job(&["reap"]).stdout, b"13\n");
+    nodes.assert_clean();
+}
+
+#[test]
 fn a_program_whose_stderr_does_not_answer_keeps_no_other_job_from_ending() {
     let nodes = Nodes::new(1, "");
     let node = &nodes.all[0];

@@ -1,7 +1,8 @@
 //! An upper limit for the memory of a job's server: a control group (cgroup v2) of its own.
 //!
-//! The limit counts what the kernel caches for the server, too; that is given back before anything is refused. A limit that
-//! was asked for and cannot be had is an error: whoever reserves memory for programs relies on it.
+//! The limit counts what the kernel caches for the server, too; that is given back before anything
+//! is refused. A limit that was asked for and cannot be had is an error: whoever reserves memory
+//! for programs relies on it.
 
 use std::fs;
 use std::io;
@@ -43,7 +44,8 @@ pub(super) fn make(group: &Path, memory_max: u64) -> Result<(), Failure> {
     fs::write(&limit, memory_max.to_string()).map_err(|error| failed(&limit, error))
 }
 
-/// Sees to it that groups below `root` have the memory controller. What systemd has settled there is left as it is.
+/// Sees to it that groups below `root` have the memory controller. What systemd has settled there
+/// is left as it is.
 fn give_memory_controller(root: &Path) -> Result<(), String> {
     let has_memory = |name: &str| {
         let path = root.join(name);

@@ -1,11 +1,13 @@
 //! Where a job's data lies on this node, how its place is made, and how it is wiped.
 //!
-//! In a directory the mark (see [`super::marked`]) has the node's directory beside it, `data`. For a device there is a
-//! marked directory, too, that says which one, and which cluster it holds. Memory needs none: it ends with the machine's run.
+//! In a directory the mark (see [`super::marked`]) has the node's directory beside it, `data`. For
+//! a device there is a marked directory, too, that says which one, and which cluster it holds.
+//! Memory needs none: it ends with the machine's run.
 //!
-//! 1. A device is wiped only if it holds the cluster that the mark names. Whatever else lies on it stays, as of another job
-//!    that has it.
-//! 2. Nothing is wiped that a server has open: the caller has ended the job's, and the data would be another's.
+//! 1. A device is wiped only if it holds the cluster that the mark names. Whatever else lies on it
+//!    stays, as of another job that has it.
+//! 2. Nothing is wiped that a server has open: the caller has ended the job's, and the data would
+//!    be another's.
 
 use std::fs::{self, TryLockError};
 use std::io;
@@ -47,7 +49,8 @@ impl Data {
         }
     }
 
-    /// Makes the place for the data of cluster `cluster`; `size`: of the volume, which memory must be told.
+    /// Makes the place for the data of cluster `cluster`; `size`: of the volume, which memory must
+    /// be told.
     pub(super) fn make(
         &self,
         home: &Home,
@@ -101,8 +104,8 @@ fn check_unused(directory: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Makes a device that holds the cluster `cluster` empty: as a whole where the device can forget, else so that it holds
-/// nothing that a format would have to respect.
+/// Makes a device that holds the cluster `cluster` empty: as a whole where the device can forget,
+/// else so that it holds nothing that a format would have to respect.
 fn wipe_device(device: &Path, cluster: &str) -> Result<(), Failure> {
     let is_device = fs::metadata(device).is_ok_and(|found| found.file_type().is_block_device());
     if !is_device {
@@ -125,7 +128,8 @@ fn wipe_device(device: &Path, cluster: &str) -> Result<(), Failure> {
     let file = fs::File::from(opened.map_err(io::Error::from).map_err(failed)?);
     let len = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(io::Error::from);
     let len = len.map_err(failed)?;
-    // CRASH: from the front, the first sector behind the rest of the first slot: until all is empty, the head tells whose it is.
+    // CRASH: from the front, the first sector behind the rest of the first slot: until all is
+    // empty, the head tells whose it is.
     for (at, len) in [(SECTOR, HEAD_LEN - SECTOR), (0, SECTOR), (HEAD_LEN, HEAD_LEN)] {
         file.write_all_at(&vec![0; len as usize], at).map_err(failed)?;
         file.sync_data().map_err(failed)?;
@@ -193,5 +197,6 @@ fn is_mountpoint(path: &Path) -> bool {
 const HEAD_LEN: u64 = 1 << 20;
 /// What a device writes as a whole, at the least.
 const SECTOR: u64 = 512;
-/// Journals, snapshots and the superblock beside a volume in memory, with an eighth of it for what many small files need.
+/// Journals, snapshots and the superblock beside a volume in memory, with an eighth of it for what
+/// many small files need.
 const MEMORY_BESIDE: u64 = 1 << 30;

@@ -25,7 +25,8 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The processes with a file open, their working directory, root or program at or below `mountpoint`; one path of each.
+/// The processes with a file open, their working directory, root or program at or below
+/// `mountpoint`; one path of each.
 pub(super) fn of(mountpoint: &Path) -> Vec<Holder> {
     let pids = process::all().into_iter().flatten();
     pids.filter_map(|pid| holder(pid.as_raw_nonzero().get(), mountpoint)).collect()

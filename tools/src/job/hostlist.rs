@@ -1,17 +1,19 @@
 //! Slurm's host lists: `n[1-3,07-11,5],m2-ib` is eleven names.
 //!
 //! ```text
-//! list  = item { separator item }         separators: commas, blanks and line ends outside brackets, any number of them
+//! list  = item { separator item }         separators: commas, blanks, line ends outside brackets
 //! item  = piece { piece }
 //! piece = letters, digits, '.', '-', '_'  |  '[' run { ',' run } ']'
-//! run   = number [ '-' number ]           as many digits as its first number is written with: 07-11 is 07 08 09 10 11
+//! run   = number [ '-' number ]           as many digits as in its first number: 07-11 is 07 08 ..
 //! ```
 //! Several brackets in one item are all their combinations, the rightmost changing fastest.
 //!
 //! 1. The order is the text's, and a name that comes twice stays twice, as Slurm does it.
-//! 2. What is malformed is refused with its position, never guessed: a missing node would be a hole in a file system.
-//!    Slurm takes `n[1` for a host of that name and `n[1-]` for n1; this does not.
-//! 3. At most [`HOSTS_MAX`] names of at most [`NAME_LEN_MAX`] bytes come out, known before the first is made.
+//! 2. What is malformed is refused with its position, never guessed: a missing node would be a hole
+//!    in a file system. Slurm takes `n[1` for a host of that name and `n[1-]` for n1; this does
+//!    not.
+//! 3. At most [`HOSTS_MAX`] names of at most [`NAME_LEN_MAX`] bytes come out, known before the
+//!    first is made.
 
 use std::fmt::Write;
 

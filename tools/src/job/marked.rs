@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! ROOT/ID/
-//!   sealfs-job     the mark, JSON: which job has made it, whose state is where, in which run of the machine, and on which
-//!                  device its data is, if it is on one
+//!   sealfs-job     the mark, JSON: which job has made it, where its state is, in which run of the
+//!                  machine, and on which device its data is, if it is on one
 //!   data/          what the job keeps there
 //! ```
-//! The mark outlives the machine's run, unlike the state: `reap` finds by it what a job has left that a reboot has ended.
+//! The mark outlives the machine's run, unlike the state: `reap` finds by it what a job has left
+//! that a reboot has ended.
 //!
-//! 1. A directory appears with its mark in it, by a rename, and the mark is the last to go: what has no mark is not ours
-//!    and is never removed, unless it is empty.
-//! 2. What a job has made that has its state elsewhere, in this run of the machine, stays: that job may live.
+//! 1. A directory appears with its mark in it, by a rename, and the mark is the last to go: what
+//!    has no mark is not ours and is never removed, unless it is empty.
+//! 2. What a job has made that has its state elsewhere, in this run of the machine, stays: that job
+//!    may live.
 
 use std::fs::{self, File};
 use std::io;
@@ -65,8 +67,9 @@ fn is_marked(directory: &Path) -> bool {
     mark_of(directory).is_some_and(|mark| Some(mark.id.as_str()) == name)
 }
 
-/// Ids of the jobs whose state is in `state`, or nowhere in this run of the machine, that have made something in `root`. A
-/// directory that is to become a mountpoint is not asked: what is mounted there may not answer.
+/// Ids of the jobs whose state is in `state`, or nowhere in this run of the machine, that have made
+/// something in `root`. A directory that is to become a mountpoint is not asked: what is mounted
+/// there may not answer.
 pub(super) fn ids_in(root: &Path, state: &Path) -> Result<Vec<String>, Failure> {
     let failed = |error: io::Error| format!("cannot list {}: {error}", root.display());
     let mut ids = Vec::new();
@@ -89,7 +92,8 @@ pub(super) fn ids_in(root: &Path, state: &Path) -> Result<Vec<String>, Failure> 
     Ok(ids)
 }
 
-/// The mark of `directory`, if it was made by the job that has this name and its state in `state`, or nowhere any more.
+/// The mark of `directory`, if it was made by the job that has this name and its state in `state`,
+/// or nowhere any more.
 pub(super) fn mark_for(directory: &Path, state: &Path) -> Option<Mark> {
     mark_of(directory).filter(|mark| is_marked(directory) && mark.elsewhere(state).is_none())
 }
@@ -116,8 +120,8 @@ pub(super) fn make(directory: &Path, mode: u32, mark: &Mark) -> Result<(), Failu
     directory.parent().map_or(Ok(()), sync)
 }
 
-/// Removes a marked directory with its data, on behalf of a job whose state is in `state`. Nothing is there, or what a job
-/// has made that has its state elsewhere: done.
+/// Removes a marked directory with its data, on behalf of a job whose state is in `state`. Nothing
+/// is there, or what a job has made that has its state elsewhere: done.
 pub(super) fn remove(directory: &Path, state: &Path) -> Result<(), Failure> {
     let shown = directory.display();
     let failed = |error: io::Error| Failure::from(format!("cannot remove {shown}: {error}"));

@@ -8,7 +8,7 @@
 //! | `marked`, `data` | directories that jobs make; where the data lies |
 //! | `wire`, `meeting` | how the nodes of a job find and hear one another |
 //! | `node`, `holders` | this node's server and mount; who uses it |
-//! | `staging`, `cgroup` | files that come and go with the job; the server's memory |
+//! | `staging`, `hearing`, `cgroup` | files that come and go with the job, and what is said of them; the server's memory |
 //! | `up`, `down`, `reap` | the verbs |
 //! | `slurm` | the verbs under Slurm |
 //!
@@ -20,6 +20,7 @@
 mod cgroup;
 mod data;
 mod down;
+mod hearing;
 mod holders;
 mod hostlist;
 mod marked;

@@ -1,11 +1,13 @@
 //! `sealfs job reap` and `sealfs job status`: what stands of jobs on this node.
 //!
-//! A job lives while somebody works on it (its lock is held), or while it is up, in this run of the machine, with its server
-//! running, unless whoever calls knows that it has ended. What was kept at its end is kept until somebody says otherwise. `reap` takes down whatever else there is: what has
-//! a state, or a place for data or a mountpoint that is marked as made by a job whose state is nowhere else. It may run at any
-//! time, and what is wrong with one job keeps it from no other.
+//! A job lives while somebody works on it (its lock is held), or while it is up, in this run of the
+//! machine, with its server running, unless whoever calls knows that it has ended. What was kept at
+//! its end is kept until somebody says otherwise. `reap` takes down whatever else there is: what
+//! has a state, or a place for data or a mountpoint that is marked as made by a job whose state is
+//! nowhere else. It may run at any time, and what is wrong with one job keeps it from no other.
 //!
-//! A record that cannot be read may be a living job's: only if it is torn, and no server runs, that job is dead.
+//! A record that cannot be read may be a living job's: only if it is torn, and no server runs, that
+//! job is dead.
 
 use std::collections::BTreeSet;
 use std::time::Instant;

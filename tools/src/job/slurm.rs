@@ -1,10 +1,12 @@
 //! `sealfs job up --slurm` and `sealfs job down --slurm`: what Slurm's prologue and epilogue run.
 //!
-//! All they know comes from Slurm: the job, its nodes and its owner from the environment, what the job wants from its
-//! comment, `--comment="sealfs:size=200G,chunk=1M,stage_in=SOURCE[:TARGET],stage_out=SOURCE:TARGET"`. A job without the
-//! constraint `sealfs` is left alone.
+//! All they know comes from Slurm: the job, its nodes and its owner from the environment, what the
+//! job wants from its comment,
+//! `--comment="sealfs:size=200G,chunk=1M,stage_in=SOURCE[:TARGET],stage_out=SOURCE:TARGET"`. A job
+//! without the constraint `sealfs` is left alone.
 //!
-//! A prologue that fails drains its node and requeues the job. So it fails only for what is wrong with its own node:
+//! A prologue that fails drains its node and requeues the job. So it fails only for what is wrong
+//! with its own node:
 //!
 //! | what is wrong | this node | the job |
 //! |---|---|---|
@@ -15,7 +17,8 @@
 //! | the first node never came | as it was | requeued by the second node, which drains the first |
 //! | what the job asks for | as it was | ends: its tasks are refused and say why |
 //!
-//! 1. No task runs without its file system: the prologue leaves a note for the prologue of tasks, a path or a refusal.
+//! 1. No task runs without its file system: the prologue leaves a note for the prologue of tasks, a
+//!    path or a refusal.
 //! 2. Nobody is drained and nothing requeued for a job that Slurm has ended meanwhile.
 
 use std::fs;
@@ -91,8 +94,8 @@ pub(crate) fn down(scope: Scope) -> Result<(), Failure> {
     }
 }
 
-/// Writes what was not copied where the job was submitted from, with its owner's rights: there is no other place left that
-/// the owner looks at.
+/// Writes what was not copied where the job was submitted from, with its owner's rights: there is
+/// no other place left that the owner looks at.
 fn tell_owner(asked: &Asked, text: &str) {
     let Some(directory) = &asked.directory else { return };
     let path = directory.join(format!("sealfs-{}.stage_out", asked.id));
@@ -187,7 +190,8 @@ fn asked(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Asked>, Fai
     }))
 }
 
-/// The options in a comment. `options.lua` of `tools/slurm/` checks the same when the job is submitted.
+/// The options in a comment. `options.lua` of `tools/slurm/` checks the same when the job is
+/// submitted.
 fn options(comment: &str) -> Result<Options, String> {
     let mut words = comment.split(|c: char| c.is_ascii_whitespace() || c == ';');
     let mut options = Options::default();
@@ -272,7 +276,8 @@ fn invitation(path: &Path) -> String {
     format!("export SEALFS_DIR={}\n", path.display())
 }
 
-/// Removes the note of a job whose file system was at `path`, for no epilogue has done it. Another job's of that name stays.
+/// Removes the note of a job whose file system was at `path`, for no epilogue has done it. Another
+/// job's of that name stays.
 pub(super) fn uninvite(id: &str, path: &Path) {
     let note = Path::new(NOTES).join(id);
     if fs::read_to_string(&note).is_ok_and(|text| text == invitation(path)) {

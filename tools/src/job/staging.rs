@@ -6,11 +6,13 @@
 //! 2. Paths within the job's file system stay in it: no `..`, and what begins with `/` begins at its root.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::hearing::Hearing;
 use super::state::{Home, Record};
 use crate::{Failure, process};
 
@@ -140,35 +142,24 @@ fn copy_one(
 /// It ends itself in time, unless it waits for a node that is dead.
 fn run(home: &Home, record: &Record, command: &mut Command, until: Instant) -> Result<(), String> {
     let path = log(record);
-    let opened = File::options().create(true).append(true).open(&path);
-    let log = opened.map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-    let before = log.metadata().map_or(0, |found| found.len());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir("/");
-    let child = command.spawn().map_err(|error| format!("cannot start {command:?}: {error}"))?;
+    let failed = |error: io::Error| format!("cannot open {}: {error}", path.display());
+    let log = File::options().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
+    // It is found again by its stdin, which it does not read.
+    command.stdin(File::open(&path).map_err(failed)?);
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).current_dir("/");
+    let mut child =
+        command.spawn().map_err(|error| format!("cannot start {command:?}: {error}"))?;
+    let hearing = child.stderr.take().map(|stderr| Hearing::of(stderr, log, &home.id));
     let status = process::wait(child, until + LATE_MAX).map_err(|error| error.to_string())?;
-    let mut lines = Vec::new();
-    for line in words_from(&path, before).take(LINES_MAX) {
-        eprintln!("sealfs: job {}: {line}", home.id);
-        lines.push(line.trim_start_matches("sealfs stage: ").to_string());
-    }
-    let said = lines[lines.len().saturating_sub(CAUSE_LINES)..].join("; ");
+    let lines = hearing.map_or_else(Vec::new, Hearing::last_words);
+    let lines = lines.iter().map(|line| line.trim_start_matches("sealfs stage: "));
+    let said = lines.collect::<Vec<_>>().join("; ");
     match status.code() {
         Some(0) => Ok(()),
         Some(3) => Err(format!("the time was over first: {said}")),
         Some(_) => Err(said),
         None => Err(format!("it was ended, for it did not end in time or by a signal: {said}")),
     }
-}
-
-fn words_from(path: &Path, start: u64) -> impl Iterator<Item = String> {
-    use std::io::{Seek, SeekFrom};
-    let file = File::open(path).ok().and_then(|mut file| {
-        file.seek(SeekFrom::Start(start)).ok()?;
-        Some(BufReader::new(file))
-    });
-    file.into_iter()
-        .flat_map(|file| file.split(b'\n').map_while(Result::ok))
-        .map(|line| String::from_utf8_lossy(&line).into_owned())
 }
 
 /// The log of the copying programs.
@@ -207,10 +198,6 @@ fn as_user(record: &Record, program: &Path) -> Result<Command, Failure> {
 const LATE_MAX: Duration = Duration::from_secs(2);
 /// Of util-linux, as mount(8) is.
 const SETPRIV: &str = "/usr/bin/setpriv";
-/// Of what a copying program has said; the log has all.
-const LINES_MAX: usize = 100;
-/// Of that, what all nodes are told: how much failed, and where it is named.
-const CAUSE_LINES: usize = 3;
 
 #[cfg(test)]
 mod tests {

@@ -1,18 +1,20 @@
-//! What stands of a job on this node: a directory in a file system that does not outlive the machine's run.
+//! What stands of a job on this node: a directory in a file system that does not outlive the
+//! machine's run.
 //!
 //! ```text
 //! STATE/ID/            0700, locked (flock) by the `up`, `down` or `reap` that works on the job
 //!   record             what is there or may be, JSON; written before the first of it exists
 //!   key                the job's key, 0600
 //!   nodes              the nodes' list
-//!   server.log, mount.log, stage.log    stderr of the processes, by which they are found again
+//!   server.log, mount.log, stage.log    what the processes say, by which they are found again
 //!   memory/            the data, if it is in memory
 //! STATE/.ports         locked while a port is chosen
 //! ```
-//! 1. Whatever moment a process is killed at, the record says where everything is that may be there. A record that cannot
-//!    be read is never taken for none.
-//! 2. At most one process works on a job. An `up` whose work a later `up` or `down` is to undo is ended; all others are
-//!    waited for. What was started before an `up` and comes after it leaves it alone.
+//! 1. Whatever moment a process is killed at, the record says where everything is that may be
+//!    there. A record that cannot be read is never taken for none.
+//! 2. At most one process works on a job. An `up` whose work a later `up` or `down` is to undo is
+//!    ended; all others are waited for. What was started before an `up` and comes after it leaves
+//!    it alone.
 //! 3. The directory goes last, under its lock; who waited for the lock notices that it is gone.
 
 use std::fmt;
@@ -51,7 +53,8 @@ pub(super) struct Record {
     pub(super) mountpoint: PathBuf,
     /// Where its data lies.
     pub(super) data: Data,
-    /// Where logs are: in the job's own directory, for processes are found by them, and others would rotate them.
+    /// Where logs are: in the job's own directory, for processes are found by them, and others
+    /// would rotate them.
     pub(super) logs: PathBuf,
     /// Where they are appended to what is there of the job, when it ends.
     #[serde(default)]
@@ -70,7 +73,8 @@ pub(super) struct Record {
 /// Why a record that is there says nothing.
 #[derive(Debug)]
 pub(super) struct Unreadable {
-    /// Only a part of it is there, or something else: what was being written when the machine lost power.
+    /// Only a part of it is there, or something else: what was being written when the machine lost
+    /// power.
     pub(super) is_torn: bool,
     text: String,
 }
@@ -184,7 +188,8 @@ impl Home {
         Ok(fs::rename(&fresh, &path).map_err(failed)?)
     }
 
-    /// Makes the directory, if need be, and locks it; `None` with [`Intent::Look`] if somebody works on the job.
+    /// Makes the directory, if need be, and locks it; `None` with [`Intent::Look`] if somebody
+    /// works on the job.
     pub(super) fn lock(&self, intent: Intent, until: Instant) -> Result<Option<Lock>, Failure> {
         loop {
             let made = fs::DirBuilder::new().mode(0o700).create(&self.dir);
