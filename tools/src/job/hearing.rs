@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(log.metadata().unwrap().len(), 16);
         let words =
             hear("head -c 3000000 /dev/zero | tr '\\0' x >&2; echo >&2; echo end >&2", &log);
-        assert_eq!((words.len(), words[1].len(), &*words[2]), (3, LINE_LEN_MAX, "end"));
+        assert_eq!((words.len(), words[0].len(), &*words[1]), (2, LINE_LEN_MAX, "end"));
         assert_eq!(log.metadata().unwrap().len(), LOG_LEN_MAX);
         assert_eq!(hear("echo more >&2", &log), ["more"]);
         assert_eq!(log.metadata().unwrap().len(), LOG_LEN_MAX);
