@@ -291,6 +291,42 @@ fn a_device_that_cannot_be_read_keeps_its_mark_until_it_can() {
 }
 
 #[test]
+fn a_device_that_cannot_discard_is_emptied_and_says_what_stays() {
+    let nodes = Nodes::new(1, "");
+    let node = &nodes.all[0];
+    // A file system that knows no holes; it lives as long as the device.
+    let line =
+        "mount -t ramfs none $0 && truncate -s 1G $0/device && losetup --find --show $0/device";
+    let place = nodes.outside("project");
+    let made = run(Command::new("unshare").args(["-m", "sh", "-c", line]).arg(place));
+    let path = String::from_utf8(made.stdout).unwrap();
+    let path = path.trim();
+    let detached = Detached(path);
+    nodes.up_well("6", &["--data", path]);
+    node.shell(USER, "echo a secret of mine > /mnt/sealfs/6/x; sync /mnt/sealfs/6/x").unwrap();
+    let output = node.job(&["down", "--id", "6"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let claim = format!("device {path} cannot discard");
+    assert!(said(&output).contains(&claim) && said(&output).contains("until"), "{}", said(&output));
+    let head = node.shell(0, &format!("head -c 2097152 {path} | tr -d '\\0' | wc -c"));
+    assert_eq!(head.unwrap(), "0\n");
+    nodes.assert_clean();
+    nodes.up_well("6", &["--data", path]);
+    nodes.down("6");
+    nodes.assert_clean();
+    drop(detached);
+}
+
+/// A loop device that goes with the test.
+struct Detached<'a>(&'a str);
+
+impl Drop for Detached<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(self.0).output();
+    }
+}
+
+#[test]
 fn a_job_whose_record_is_torn_is_never_taken_for_none() {
     let nodes = Nodes::new(1, "log-dir = '/run/logs'\n");
     let node = &nodes.all[0];
@@ -507,7 +543,7 @@ fn what_slurm_does_not_run_any_more_is_reaped_though_its_server_lives() {
     assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"19\n23\n"[..]), "{output:?}");
     node.shell(USER, "echo x > /mnt/sealfs/17/x; echo x > /mnt/sealfs/20/x").unwrap();
     let wrong = node.job(&["reap", "--living", "1[7"]);
-    assert!(!wrong.status.success() && wrong.stdout.is_empty(), "{wrong:?}");
+    assert_eq!((wrong.status.code(), &*wrong.stdout), (Some(2), &b""[..]), "{wrong:?}");
     let output = node.job(&["reap", "--living", ""]);
     assert_eq!(output.stdout, b"17\n20\n");
     nodes.assert_clean();
@@ -517,7 +553,8 @@ fn what_slurm_does_not_run_any_more_is_reaped_though_its_server_lives() {
 fn the_exit_status_tells_whose_fault_it_is_and_keys_are_kept_out_of_cores() {
     let nodes = Nodes::new(2, "deadline = 5\n");
     let node = &nodes.all[0];
-    for words in [&["up", "--id", "../5", "--hosts", "n1"][..], &["down"]] {
+    let (id, hosts) = (["--id", "../5", "--hosts", "n1"], ["--id", "5", "--hosts", "n[1"]);
+    for words in [&[&["up"][..], &id].concat(), &[&["up"][..], &hosts].concat(), &["down"][..]] {
         assert_eq!(node.job(words).status.code(), Some(2), "{words:?}");
     }
     let mut waits = node.job_command(&["up", "--id", "5", "--hosts", "n[1-2]"]);

@@ -8,6 +8,10 @@ use crate::Failure;
 use crate::job::{self, Pair, Scope, Settings, Wanted};
 
 /// A file system that lives as long as a job.
+///
+/// Exit status of `up` and `down`: 1: this node's fault, or something is left on it; 2: the command line; 3: another node's
+/// fault, and nothing is left on this one; 4: the job's own, as files that cannot be staged, and nothing is left. With
+/// --slurm 1 is the only one: what is not this node's fault is told to Slurm.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -25,7 +29,7 @@ enum Verb {
         #[arg(long, required_unless_present = "slurm", value_parser = job::id)]
         id: Option<String>,
         /// All its nodes, as Slurm writes them: n[1-3],m2. The first one is where they meet.
-        #[arg(long, value_name = "HOSTLIST", required_unless_present = "slurm")]
+        #[arg(long, value_name = "HOSTLIST", required_unless_present = "slurm", value_parser = job::list)]
         hosts: Option<String>,
         /// This node's name in the list. Default: $SLURMD_NODENAME, else the host's name.
         #[arg(long, value_name = "NAME")]
@@ -82,7 +86,7 @@ enum Verb {
     /// Removes what dead jobs have left on this node, and prints their ids. For the boot; safe at any time.
     Reap {
         /// The jobs that run, as 17,[20-25]; all others have ended, even if their servers run. For slurmd's start.
-        #[arg(long, value_name = "IDS")]
+        #[arg(long, value_name = "IDS", value_parser = job::list)]
         living: Option<String>,
         #[command(flatten)]
         scope: ScopeArgs,

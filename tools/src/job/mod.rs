@@ -115,6 +115,14 @@ pub(crate) fn id(text: &str) -> Result<String, String> {
     state::check_id(text).map(|()| text.to_string()).map_err(|error| error.to_string())
 }
 
+/// Whether `text` can be a host list, or nothing; the text.
+pub(crate) fn list(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Ok(String::new()),
+        list => hostlist::expand(list).map(|_| list.to_string()).map_err(|error| error.to_string()),
+    }
+}
+
 /// The exit status that an error of `up` or `down` means, so that a prologue of a site's own can tell who is to be drained.
 pub(crate) fn exit_status(error: &Failure) -> u8 {
     match error.downcast_ref::<meeting::Fault>().map(|fault| fault.whose) {

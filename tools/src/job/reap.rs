@@ -62,7 +62,9 @@ fn reap_one(site: &Site, id: &str, may_live: bool) -> Result<bool, Failure> {
     let home = Home::new(&site.state, id)?;
     let Some(_lock) = home.lock(Intent::Look, Instant::now())? else { return Ok(false) };
     let record = match home.record() {
-        Ok(Some(record)) if record.is_kept || may_live && is_living(&record)? => return Ok(false),
+        Ok(Some(record)) if is_kept(&record) || may_live && is_living(&record)? => {
+            return Ok(false);
+        }
         Ok(record) => record,
         Err(error) if error.is_torn => {
             if may_live && !process::writing_to(&home.log("server"))?.is_empty() {
@@ -76,6 +78,11 @@ fn reap_one(site: &Site, id: &str, may_live: bool) -> Result<bool, Failure> {
     undo(site, &home, record).and_then(|()| home.remove())?;
     slurm::uninvite(id, &path);
     Ok(true)
+}
+
+/// It is kept as it runs, so no longer than this run of the machine.
+fn is_kept(record: &Record) -> bool {
+    record.is_kept && record.boot == state::boot()
 }
 
 fn is_living(record: &Record) -> Result<bool, Failure> {
@@ -115,7 +122,7 @@ fn show(home: &Home) -> Result<Option<Shown>, Failure> {
     let state = match (home.is_worked_on(), record.is_up) {
         (true, false) => "starting",
         (true, true) => "ending",
-        (false, _) if record.is_kept => "kept",
+        (false, _) if is_kept(&record) => "kept",
         (false, _) if is_living(&record)? => "up",
         (false, _) => "dead",
     };

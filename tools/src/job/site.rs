@@ -65,7 +65,7 @@ pub(crate) struct Settings {
     /// Seconds that staging may take.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) stage_deadline: Option<u64>,
-    /// Keeps everything of a job whose files could not be staged out, until `down --force`.
+    /// Keeps everything of a job whose files could not be staged out, until `down --force` or a reboot.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) keep_failed: Option<bool>,
     /// The site's secret, the same on all nodes.
