@@ -4,7 +4,7 @@
 //! coordinator                                     participant
 //! plan -> Transaction, draw_tx, hold(own keys)
 //! Request::Prepare to all others      ---------->  prepare -> Record(Prepared), keys held
-//!                                     <----------  Reply::Prepared { attrs } at the durability point
+//!                                     <----------  Reply::Prepared { attrs } once on the device
 //! decide(attrs) -> Record(Decided), applied
 //! reply to the client at the durability point
 //! Request::Resolve { commit: true }   ---------->  resolve -> Record(Resolved), parts applied, keys free
@@ -12,6 +12,9 @@
 //!
 //! any refusal: release(tx), Resolve { commit: false } to all others; nothing was journaled here
 //! ```
+//! All between the two is forced, on the device before it leaves, where durability promises anything: a loss of power takes
+//! the end of one journal only.
+//!
 //! CRASH: without `Decided` on the coordinator's journal the transaction is aborted: [`State::decision`] says so to any
 //! participant that asks. With it, the coordinator sends `Resolve` again to all of [`State::decided`].
 //!

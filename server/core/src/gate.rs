@@ -10,6 +10,8 @@
 //! 2. An item leaves once its batch is acknowledged as the durability asks, items of older batches first.
 //! 3. A step, on which another journal goes on, leaves once its batch is written, also where a program's answer would not
 //!    wait: the death of this process must not take back what another node or core has built on.
+//! 4. A forced step, one of a change that several journals make together, leaves once its batch is on the device: a loss of
+//!    power takes the end of one journal and not of the others. Scratch promises nothing then, and forces nothing.
 //!
 //! It knows neither disk nor journal.
 
@@ -98,6 +100,14 @@ impl<T> Gate<T> {
         }
         self.acknowledged.entry(batch).or_default().push(item);
         None
+    }
+
+    /// As [`Gate::hold`], for a forced step.
+    pub(crate) fn hold_forced(&mut self, batch: Batch, item: T) -> Option<T> {
+        match self.durability {
+            Durability::Scratch => self.hold_step(batch, item),
+            Durability::Process | Durability::Power => self.hold_for_device(batch, item),
+        }
     }
 
     /// Keeps `item` until `batch` is on the device, in every durability; gives it back if it is already.
@@ -192,6 +202,21 @@ mod tests {
         assert_eq!(power.hold(Batch::REPLAYED, 3), None, "the loss of power could take it back");
         assert!(power.wants_sync());
         assert_eq!(power.on_synced(power.written()), [3]);
+    }
+
+    #[test]
+    fn a_forced_step_waits_for_the_device_where_anything_is_promised_of_it() {
+        let mut process = Gate::new(Durability::Process);
+        assert_eq!(process.hold_forced(process.building(), 1), None);
+        let batch = process.close();
+        assert_eq!(process.on_written(batch), []);
+        assert!(process.wants_sync());
+        assert_eq!(process.on_synced(batch), [1]);
+        let mut scratch = Gate::new(Durability::Scratch);
+        assert_eq!(scratch.hold_forced(scratch.building(), 1), None);
+        let batch = scratch.close();
+        assert_eq!(scratch.on_written(batch), [1]);
+        assert!(!scratch.wants_sync());
     }
 
     #[test]

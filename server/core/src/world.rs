@@ -58,6 +58,8 @@ pub(crate) struct Shard {
     pub(crate) freed: Waiters,
     /// A range of numbers is being reserved.
     pub(crate) reserving: bool,
+    /// Transactions that it has forgotten, by number, and the batches that say so: a loss of power may bring them back.
+    pub(crate) forgetting: BTreeMap<u64, Batch>,
 }
 
 impl Shard {
@@ -70,6 +72,7 @@ impl Shard {
             parked: VecDeque::new(),
             freed: Waiters::new(),
             reserving: false,
+            forgetting: BTreeMap::new(),
         }
     }
 }
@@ -361,6 +364,15 @@ impl World {
         }
     }
 
+    /// Waits until `batch` is acknowledged as a forced step.
+    pub(crate) async fn forced(&self, batch: Batch) {
+        let (sender, receiver) = oneshot();
+        let open = self.log.borrow_mut().gate.hold_forced(batch, Leaving::Wake(sender));
+        if open.is_none() {
+            let _ = receiver.await;
+        }
+    }
+
     /// Waits until `batch` is on the device.
     pub(crate) async fn on_device(&self, batch: Batch) {
         let (sender, receiver) = oneshot();
@@ -377,6 +389,18 @@ impl World {
     pub(crate) fn respond(&self, caller: Caller, shard: ShardId, outcome: impl Into<Outcome>) {
         let batch = self.touched(shard);
         self.respond_after(caller, batch, outcome.into());
+    }
+
+    /// As [`World::respond`], for a forced step.
+    pub(crate) fn respond_forced(&self, caller: Caller, shard: ShardId, outcome: Outcome) {
+        if let Caller::Task(_) = caller {
+            return self.deliver(Leaving::Answer(caller, outcome));
+        }
+        let (batch, answer) = (self.touched(shard), Leaving::Answer(caller, outcome));
+        let open = self.log.borrow_mut().gate.hold_forced(batch, answer);
+        if let Some(leaving) = open {
+            self.deliver(leaving);
+        }
     }
 
     /// As [`World::respond`], after a batch.

@@ -13,6 +13,7 @@
 //! 1. Everything follows from the seed: no clock, no other randomness, no unordered iteration.
 //! 2. An operation is generated for what the model holds at that moment, so that most of them succeed.
 
+mod moves;
 mod operation;
 mod power;
 mod program;

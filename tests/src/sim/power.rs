@@ -20,6 +20,7 @@ use sealfs_client_core::{Fs, OpenFlags, WriteFlags};
 use sealfs_proto::{Errno, Ino, SetAttr, Who};
 use sealfs_transport::Region;
 
+use super::moves::Moves;
 use super::trace::Trace;
 
 /// A client's program.
@@ -36,6 +37,7 @@ pub struct PowerProgram {
     /// Its choices.
     pub random: fastrand::Rng,
     dir: Ino,
+    moves: Moves,
     files: Vec<File>,
     names: Vec<History<bool>>,
 }
@@ -112,7 +114,9 @@ impl PowerProgram {
         random: fastrand::Rng,
     ) -> Self {
         let names = vec![History::new(false); NAMES];
-        Self { client, fs, losses, trace, random, dir: Ino(0), files: Vec::new(), names }
+        let moves = Moves::new(client, fs.clone(), Rc::clone(&losses), trace.clone());
+        let (dir, files) = (Ino(0), Vec::new());
+        Self { client, fs, losses, trace, random, dir, moves, files, names }
     }
 
     /// Makes its directory and its files, and has them on the devices; before anything fails.
@@ -128,20 +132,22 @@ impl PowerProgram {
             let pieces = vec![History::new(0); PIECES];
             self.files.push(File { ino: attr.ino, pieces, last: 0, seen: 0 });
         }
-        fs.sync_all().await
+        self.moves.prepare(self.dir).await?;
+        self.fs.sync_all().await
     }
 
     /// Does `count` operations, then looks at everything; panics at the first thing that must not be.
     pub async fn run(&mut self, count: usize) {
         for _ in 0..count {
             let file = self.random.usize(..FILES);
-            match self.random.u32(..20) {
+            match self.random.u32(..30) {
                 0..8 => self.write(file).await,
                 8 => self.truncate(file).await,
                 9..12 => self.fsync(file).await,
                 12..15 => self.read(file).await,
                 15..18 => self.change_name().await,
-                _ => self.fsync_names().await,
+                18..20 => self.fsync_names().await,
+                _ => self.moves.change(&mut self.random).await,
             }
         }
         self.look().await;
@@ -155,6 +161,7 @@ impl PowerProgram {
         for name in 0..NAMES {
             self.find(name).await;
         }
+        self.moves.look().await;
     }
 
     fn told(&self, what: &str, outcome: Result<(), Errno>) {
@@ -350,7 +357,7 @@ fn version(ino: Ino, at: usize, bytes: &[u8]) -> u32 {
     version
 }
 
-const READ_WRITE: OpenFlags =
+pub(super) const READ_WRITE: OpenFlags =
     OpenFlags { read: true, write: true, execute: false, truncate: false };
 /// Files of each client.
 const FILES: usize = 3;

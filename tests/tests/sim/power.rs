@@ -17,10 +17,13 @@ use super::support::{Cluster, Setup};
 const NODES: u16 = 3;
 const CLIENTS: usize = 2;
 /// Operations of each client.
-const OPERATIONS: usize = 150;
+const OPERATIONS: usize = 250;
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=50;
 /// From one fault to the next at most.
 const STEPS_MAX: u32 = 2_000;
+/// Faults in a row; then there are none for a while, so that what is in doubt can be asked for.
+const ROW: u32 = 16;
+const QUIET_MS: u64 = 2_000;
 
 struct World {
     cluster: Cluster,
@@ -28,6 +31,8 @@ struct World {
     losses: Rc<Cell<u64>>,
     trace: Trace,
     countdown: u32,
+    faults: u32,
+    quiet: Instant,
     dead: Vec<(Instant, NodeId)>,
 }
 
@@ -68,7 +73,8 @@ impl World {
             None
         }));
         let losses = Rc::default();
-        (Self { cluster, random, losses, trace, countdown: 0, dead: Vec::new() }, files)
+        let (countdown, faults, quiet, dead) = (0, 0, Instant(0), Vec::new());
+        (Self { cluster, random, losses, trace, countdown, faults, quiet, dead }, files)
     }
 
     /// Has every program do what `work` says, with or without faults.
@@ -111,11 +117,17 @@ impl World {
     }
 
     fn fault(&mut self) {
-        if self.countdown > 0 {
-            self.countdown -= 1;
+        if self.countdown > 0 || self.cluster.now < self.quiet {
+            self.countdown = self.countdown.saturating_sub(1);
             return;
         }
         self.countdown = self.random.u32(..STEPS_MAX);
+        self.faults += 1;
+        if self.faults.is_multiple_of(ROW) {
+            (1..=NODES).for_each(|id| self.cluster.hold_syncs(NodeId(id), false));
+            self.quiet = self.cluster.now.after_ms(QUIET_MS);
+            return;
+        }
         let alive: Vec<NodeId> = (1..=NODES)
             .map(NodeId)
             .filter(|id| self.dead.iter().all(|(_, dead)| dead != id))
@@ -179,6 +191,9 @@ fn run(seed: u64) {
         (1..=NODES).for_each(|id| world.cluster.kill(NodeId(id)));
         let states = world.cluster.states();
         assert_eq!(check_all(&states), [], "the shards on the disks");
+        let open =
+            states.iter().any(|state| state.decided().count() + state.prepared().count() > 0);
+        assert!(!open, "a change over several shards has not come to its end");
     }));
     if let Err(panic) = result {
         eprintln!("seed {seed} has failed; the last that happened:\n{}", trace.last());

@@ -1,7 +1,10 @@
 //! Changes over several shards: the coordinator's and the participants' side (the protocol is drawn in
 //! `sealfs_meta`'s `tx`).
 //!
-//! 1. A decision leaves this node only after its record is acknowledged.
+//! 1. Every step is forced, so that all journals agree after a loss of power, too: a share is on the device before the
+//!    decision is journaled, the decision before any participant hears of it, and what all participants have made of it
+//!    before it is forgotten. Only the client's answer does not wait for the device: a decision that is lost was heard by
+//!    nobody, and all that is prepared is given up.
 //! 2. A coordinator sends a decision to commit until every participant has acknowledged it, over any number of restarts; a
 //!    participant that has lost its share never does.
 //! 3. A participant never gives up a prepared share by itself: it asks the coordinator again and again.
@@ -35,7 +38,7 @@ pub(crate) enum Ended {
 pub(crate) async fn run(
     world: &Rc<World>,
     shard: ShardId,
-    transaction: Transaction,
+    mut transaction: Transaction,
     lock: Option<&RenameLock>,
 ) -> Ended {
     let drawn = world.with_mut(shard, |shard| {
@@ -45,6 +48,7 @@ pub(crate) async fn run(
     });
     let Some(tx) = drawn else { return Ended::NoNumbers };
     world.count(Counted::Transactions, 1);
+    transaction.oldest = transaction.oldest.min(first_forgetting(world, shard));
     let asks: Vec<_> = transaction.prepares(tx).collect();
     let asks = asks.into_iter().map(|(shard, share)| world.ask(shard, Request::Prepare(share)));
     let mut attrs = Vec::new();
@@ -79,6 +83,15 @@ pub(crate) async fn run(
     Ended::Committed(applied.reply)
 }
 
+/// The first number of a transaction that a loss of power may bring back.
+fn first_forgetting(world: &Rc<World>, shard: ShardId) -> u64 {
+    let synced = world.log.borrow().gate.synced();
+    world.with_mut(shard, |shard| {
+        shard.forgetting.retain(|_, batch| *batch > synced);
+        shard.forgetting.keys().next().copied().unwrap_or(u64::MAX)
+    })
+}
+
 fn abort(world: &Rc<World>, shard: ShardId, tx: TxId, transaction: Transaction) {
     world.with_mut(shard, |shard| shard.state.release(tx));
     world.free(shard);
@@ -96,7 +109,7 @@ pub(crate) fn spread(world: &Rc<World>, shard: ShardId, tx: TxId) {
     let task = Rc::clone(world);
     world.spawner.spawn(async move {
         let world = &task;
-        world.acknowledged(world.touched(shard)).await;
+        world.forced(world.touched(shard)).await;
         let others = world.with(shard, |state| {
             let decided = state.decided().find(|(decided, _)| *decided == tx);
             decided.map(|(_, others)| others.to_vec()).unwrap_or_default()
@@ -106,6 +119,8 @@ pub(crate) fn spread(world: &Rc<World>, shard: ShardId, tx: TxId) {
         let record = world.with(shard, |state| forget(state, tx, now));
         if let Some(record) = record {
             world.commit(shard, &record, None);
+            let batch = world.touched(shard);
+            world.with_mut(shard, |shard| shard.forgetting.insert(tx.number, batch));
         }
     });
 }
@@ -137,11 +152,11 @@ pub(crate) fn serve(world: &Rc<World>, job: Job) {
         Request::Resolve { tx, commit } => {
             let settled = settle(world, shard, *tx, *commit);
             let reply = settled.map(|()| Reply::Done).map_err(Status::Errno);
-            world.respond(job.caller, shard, reply);
+            world.respond_forced(job.caller, shard, reply.into());
         }
         Request::Decision { tx } => {
             let decision = world.with(shard, |state| state.decision(*tx));
-            world.respond(job.caller, shard, Ok(Reply::Decision(decision)));
+            world.respond_forced(job.caller, shard, Ok(Reply::Decision(decision)).into());
         }
         Request::RenameLock { tx, take } => {
             let (tx, take) = (*tx, *take);
@@ -156,7 +171,7 @@ fn serve_prepare(world: &Rc<World>, job: Job) {
     let Request::Prepare(request) = &job.order.request else { return };
     let tx = request.tx;
     if let Some(reply) = world.with(shard, |state| state.is_prepared(tx)) {
-        return world.respond(job.caller, shard, Ok(reply));
+        return world.respond_forced(job.caller, shard, Ok(reply).into());
     }
     let outcome: Outcome = match world.with(shard, |state| prepare(state, request)) {
         Ok(record) => {
@@ -171,7 +186,7 @@ fn serve_prepare(world: &Rc<World>, job: Job) {
             return super::numbers::reserve(world, shard);
         }
     };
-    world.respond(job.caller, shard, outcome);
+    world.respond_forced(job.caller, shard, outcome);
 }
 
 /// A participant learned the decision.
@@ -187,12 +202,14 @@ fn settle(world: &Rc<World>, shard: ShardId, tx: TxId, commit: bool) -> Result<(
 }
 
 /// Answers a request that reads what prepared transactions hold. A transaction that is not decided now was not decided
-/// when the answer was read: that is the truth then, and nobody waits until nobody changes anything.
+/// when the answer was read: that is the truth then, and nobody waits until nobody changes anything. Only a walk up the
+/// tree waits for the decision, for it goes on from what it has read.
 pub(crate) fn look(world: &Rc<World>, job: Job) {
     let task = Rc::clone(world);
     world.spawner.spawn(async move {
         let (world, shard, begun) = (&task, job.order.shard, task.now.get().mono);
         let request = &job.order.request;
+        let is_walk = matches!(request, Request::Parent { .. });
         loop {
             let (reply, holding) =
                 world.with(shard, |state| (read(state, request), waits(state, request)));
@@ -202,7 +219,7 @@ pub(crate) fn look(world: &Rc<World>, job: Job) {
             let mut decided = false;
             for (&tx, outcome) in holding.iter().zip(join_all(asks).await) {
                 match outcome.reply {
-                    Ok(Reply::Decision(None)) => {}
+                    Ok(Reply::Decision(None)) => unknown |= is_walk,
                     Ok(Reply::Decision(Some(commit))) => {
                         decided = true;
                         let _ = settle(world, shard, tx, commit);
