@@ -6,7 +6,8 @@
 //! One core of a node keeps them (the one that owns the node's first shard) and tells its siblings. That shard journals
 //! the beginning and the end, so that a restarted node knows whose opens and locks to expect back.
 //!
-//! 1. A session is alive while something was heard of it within one lease; a restart counts as hearing of it.
+//! 1. A session is alive while something was heard of it within one lease; a restart counts as hearing of it, and so does
+//!    going on after the process stood still (SIGSTOP, a paused machine): who cannot hear may not call others silent.
 //! 2. The grace period ends when every session of before the restart has claimed what it holds, or has ended: after one
 //!    lease at the latest.
 
@@ -29,6 +30,8 @@ pub(crate) struct Leases {
     /// Whoever has not claimed by then will not.
     grace_until: Instant,
     leases: BTreeMap<SessionId, Lease>,
+    /// When this was last looked at.
+    looked: Instant,
 }
 
 impl Leases {
@@ -36,7 +39,20 @@ impl Leases {
     pub(crate) fn new(known: impl Iterator<Item = SessionId>, lease_ms: u64, now: Instant) -> Self {
         let lease = Lease { heard: now, owes_claim: true };
         let leases = known.map(|session| (session, lease)).collect();
-        Self { lease_ms, grace_until: now.after_ms(lease_ms), leases }
+        Self { lease_ms, grace_until: now.after_ms(lease_ms), leases, looked: now }
+    }
+
+    /// To be called at least every eighth of a lease, before anything else: finds out whether the process stood still.
+    pub(crate) fn look(&mut self, now: Instant) {
+        let stood_still_ms = now.ms_since(std::mem::replace(&mut self.looked, now));
+        if stood_still_ms > self.lease_ms / 4 {
+            tracing::warn!(
+                ms = stood_still_ms,
+                "this node stood still; every session gets a new lease"
+            );
+            self.leases.values_mut().for_each(|lease| lease.heard = now);
+            self.grace_until = now.after_ms(self.lease_ms);
+        }
     }
 
     /// A new session.
@@ -121,5 +137,19 @@ mod tests {
         leases.end(B);
         assert!(!leases.in_grace(Instant(0)));
         assert_eq!(leases.deadline(Instant(0)), Some(Instant(0).after_ms(1_500)));
+    }
+
+    #[test]
+    fn a_node_that_stood_still_calls_nobody_silent() {
+        let at = |ms| Instant(0).after_ms(ms);
+        let mut leases = Leases::new([A].into_iter(), 1_000, at(0));
+        for ms in [125, 250, 500] {
+            leases.look(at(ms));
+        }
+        assert_eq!(leases.expired(at(1_000)), [A], "it was never heard");
+        leases.look(at(5_000));
+        assert_eq!(leases.expired(at(5_999)), []);
+        assert!(leases.in_grace(at(5_999)), "who has to claim gets the time that was lost");
+        assert_eq!(leases.expired(at(6_000)), [A]);
     }
 }

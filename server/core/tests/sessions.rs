@@ -62,6 +62,25 @@ fn a_session_that_is_silent_loses_opens_and_locks() {
 }
 
 #[test]
+fn a_node_that_stood_still_for_long_takes_nothing_from_anybody() {
+    let mut cluster = short_lease();
+    let other = cluster.client(9);
+    let file = entry(cluster.change_by(other, Ino::ROOT.shard(), create(Ino::ROOT, "f", true)));
+    let file = file.unwrap();
+    cluster.call(other, NODE, lock_ask(file, LockKind::Write, false)).unwrap();
+    cluster.unlink(Ino::ROOT, "f").unwrap();
+    cluster.run_ms(1_000);
+    // SIGSTOP, and SIGCONT ten minutes later.
+    cluster.now = cluster.now.after_ms(600_000);
+    cluster.run_ms(1_000);
+    assert!(cluster.stat(file).is_ok(), "the file is open");
+    let refused = cluster.call(0, NODE, lock_ask(file, LockKind::Write, false));
+    assert!(matches!(refused, Err(CallError::Errno(Errno::EAGAIN))), "{refused:?}");
+    let again = cluster.call(other, NODE, lock_ask(file, LockKind::Read, false)).unwrap();
+    assert_eq!(again.reply, Reply::Done, "the session lives");
+}
+
+#[test]
 fn waits_for_locks_keep_nobody_from_unlocking() {
     let mut cluster =
         Cluster::new(Setup { cores: 2, lease_ms: 40_000, requests_max: 2, ..Setup::default() });

@@ -267,6 +267,7 @@ pub(crate) fn tend(world: &Rc<World>) {
     if world.keeper() != world.config.core {
         return;
     }
+    world.leases.borrow_mut().look(now);
     for session in world.leases.borrow().expired(now) {
         let task = Rc::clone(world);
         world.spawner.spawn(async move { end(&task, session).await });
