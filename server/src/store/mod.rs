@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use sealfs_proto::ShardId;
 
-use crate::{StartError, sys};
+use crate::StartError;
 use device::Device;
 use directory::Directory;
 pub(crate) use files::{FileError, failed};
@@ -206,19 +206,10 @@ impl Extent {
 
     /// Zeroes it from `offset` on, durably. After a crash some of these bytes may be as they were.
     pub(crate) fn zero_from(&self, offset: u64) -> Result<(), FileError> {
-        match self.place {
-            Place::File(_) => {
-                // CRASH between the two: a segment shorter than it should be is read the same way.
-                self.file.set_len(offset).map_err(self.place.failed("cut"))?;
-                sys::preallocate(&self.file, self.len)
-                    .map_err(self.place.failed("reserve space for"))?;
-            }
-            Place::Device(..) => {
-                for at in (offset..self.len).step_by(ZEROS.len()) {
-                    let rest = usize::try_from(self.len - at).unwrap_or(usize::MAX);
-                    self.write_at(&ZEROS[..rest.min(ZEROS.len())], at)?;
-                }
-            }
+        // A file is not cut and made longer again: after a crash between the two, or on a full disk, it would stay short.
+        for at in (offset..self.len).step_by(ZEROS.len()) {
+            let rest = usize::try_from(self.len - at).unwrap_or(usize::MAX);
+            self.write_at(&ZEROS[..rest.min(ZEROS.len())], at)?;
         }
         self.file.sync_all().map_err(self.place.failed("sync"))
     }
