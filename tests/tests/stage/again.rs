@@ -1,7 +1,8 @@
 //! What a run knows of the runs before it: what it may take for copied, and what it must find and remove.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -234,5 +235,45 @@ fn linked_files_share_syncs_like_others() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let syncs = trace.lines().count();
     assert!(syncs < 50, "{syncs} syncs for 100 files of two names each");
+    assert_same(&source, &dest);
+}
+
+/// An error of writing back is told to each descriptor once: through one that segments share, only one of them would hear.
+#[test]
+fn each_segment_of_a_large_file_is_synced_by_a_descriptor_of_its_own() {
+    const SEGMENT: u64 = 64 << 20;
+    let (_dir, source, dest) = dirs();
+    let large = fs::File::create(source.join("large")).unwrap();
+    // Enough data to be large, most of it in the first two segments; the others have a little.
+    large.write_all_at(&vec![7; 70 << 20], 0).unwrap();
+    for segment in 2..6 {
+        large.write_all_at(&[8; 1 << 20], segment * SEGMENT).unwrap();
+    }
+    let words = ["-e", "trace=open,pwrite64,fdatasync"];
+    let (output, trace) = traced(&words, &source, &dest);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let (mut written, mut synced) = (BTreeMap::<u64, BTreeSet<u64>>::new(), BTreeSet::new());
+    for line in trace.lines() {
+        let Some((call, result)) = line.rsplit_once(" = ") else { continue };
+        let call = call.split_once(' ').map_or("", |(_, call)| call).trim();
+        let Some((name, words)) = call.trim_end_matches(')').split_once('(') else { continue };
+        let number = |word: Option<&str>| word.and_then(|word| word.trim().parse::<u64>().ok());
+        let file = number(words.split(',').next());
+        match (name, file) {
+            ("open", _) => drop(number(Some(result)).map(|opened| written.remove(&opened))),
+            ("pwrite64", Some(file)) if result.trim().len() >= "1048576".len() => {
+                let at = number(words.rsplit(',').next()).unwrap();
+                written.entry(file).or_default().insert(at / SEGMENT);
+            }
+            ("fdatasync", Some(file)) => {
+                let segments = written.remove(&file).unwrap_or_default();
+                assert!(segments.len() <= 1, "{segments:?} by one descriptor\n{trace}");
+                synced.extend(segments);
+                written.insert(file, BTreeSet::from([u64::MAX]));
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(synced, BTreeSet::from([0, 1, 2, 3, 4, 5]));
     assert_same(&source, &dest);
 }
