@@ -29,6 +29,7 @@ need prometheus prometheus
 need man man-db
 need systemd-analyze systemd
 need strace strace
+need script bsdutils
 if [ ${#packages[@]} -gt 0 ]; then
     echo "installing ${packages[*]}"
     apt-get -o DPkg::Lock::Timeout=300 -qq update

@@ -224,6 +224,14 @@ fn reading_a_tree_leaves_no_trace_and_folders_keep_their_atime() {
         set_times(folder, 1_000_000_000, 5);
     }
     expect(0, &mut stage("in", &source, &dest, &["--any"]));
+    // On a terminal the tree is read once more, to tell how long it will take.
+    let words = format!(
+        "{} stage in --any {} {}",
+        binary().display(),
+        source.display(),
+        source.with_file_name("other").display()
+    );
+    expect(0, Command::new("script").args(["-qec", &words, "/dev/null"]));
     for name in ["", "a", "a/b"] {
         for root in [&source, &dest] {
             let meta = fs::metadata(root.join(name)).unwrap();

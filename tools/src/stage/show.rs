@@ -1,6 +1,8 @@
 //! How it goes, for who watches: a bar on a terminal, an event each second with `--json`.
 
+use std::ffi::OsStr;
 use std::io::IsTerminal;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,8 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::fs::{AtFlags, Dir as Listing, FileType, Mode, fstat, open, statat};
 
 use super::Shared;
+use super::copy::data_len;
+use super::source::open_folder;
+use super::tree::FOLDER;
 
 /// Draws or tells, each time it is asked to.
 pub(crate) struct Shown<'a> {
@@ -87,21 +93,27 @@ impl Drop for Shown<'_> {
 }
 
 impl Estimate {
-    /// Counts a tree by names: it opens nothing and follows no link, and nothing but the estimate comes of it.
+    /// Counts a tree by names: it opens folders only and follows no link, and nothing but the estimate comes of it, no new
+    /// atime either where that can be.
     fn count(&self, root: PathBuf) {
         let mut folders = vec![root];
         while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Ok(opened) = open(&folder, FOLDER, Mode::empty()) else { continue };
+            let quiet = fstat(&opened).and_then(|stat| open_folder(&opened, &stat));
+            for entry in quiet.and_then(Listing::new).into_iter().flatten().flatten() {
                 if self.is_over.load(Ordering::Relaxed) || folders.len() > FOLDERS_MAX {
                     return;
                 }
-                let Ok(meta) = entry.metadata() else { continue };
-                if meta.is_dir() {
-                    folders.push(entry.path());
+                let name = entry.file_name();
+                if matches!(name.to_bytes(), b"." | b"..") {
+                    continue;
+                }
+                let Ok(stat) = statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    folders.push(folder.join(OsStr::from_bytes(name.to_bytes())));
                 } else {
                     self.entries.fetch_add(1, Ordering::Relaxed);
-                    let taken = std::os::unix::fs::MetadataExt::blocks(&meta).saturating_mul(512);
-                    self.bytes.fetch_add(meta.len().min(taken), Ordering::Relaxed);
+                    self.bytes.fetch_add(data_len(&stat), Ordering::Relaxed);
                 }
             }
         }
