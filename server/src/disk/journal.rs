@@ -7,7 +7,8 @@
 //! ```
 //! 1. Appends complete in their order, and a batch is written only when all batches before it are: after the death of the
 //!    process, what is missing is missing at the end.
-//! 2. After an error nothing is written any more, and everything fails: the core ends the process.
+//! 2. After an error nothing is written any more, and everything fails: the core ends the process. A spare that cannot be
+//!    made is one only when a batch has no other room; until then every batch tries again.
 
 use std::collections::VecDeque;
 
@@ -34,6 +35,8 @@ pub(super) struct Journal {
     closing: u32,
     spare: Option<Spare>,
     spare_wanted: bool,
+    /// A batch has no room without a spare.
+    spare_needed: bool,
     failed: Option<FileError>,
 }
 
@@ -67,6 +70,7 @@ impl Journal {
             closing: 0,
             spare: None,
             spare_wanted: false,
+            spare_needed: false,
             failed: None,
         })
     }
@@ -117,7 +121,10 @@ impl Journal {
         self.spare_wanted = false;
         match result {
             Ok(spare) => self.spare = Some(spare),
-            Err(error) => self.failed = Some(error),
+            Err(error) if self.spare_needed => self.failed = Some(error),
+            Err(error) => {
+                tracing::warn!(%error, "there is room in the journal's last segment only")
+            }
         }
     }
 
@@ -186,11 +193,16 @@ impl Journal {
             None => {
                 // A spare that is too small for a batch is made anew, with room.
                 self.spare = None;
+                // One that is being made may be too small, too, or fail: its batch then asks again.
+                self.spare_needed = !self.spare_wanted;
                 self.want_spare(len, steps);
                 false
             }
             Some(spare) => match self.roll_to(spare, steps) {
-                Ok(()) => true,
+                Ok(()) => {
+                    self.spare_needed = false;
+                    true
+                }
                 Err(error) => {
                     self.failed = Some(error);
                     false

@@ -191,6 +191,30 @@ fn after_a_failed_append_everything_fails_with_the_file() {
 }
 
 #[test]
+fn a_spare_that_cannot_be_made_fails_nothing_that_has_room() {
+    let mut world = worlds().remove(0);
+    let in_the_way = world.dir.path().join("data/journal/1/0/spare.new");
+    let mut writer = Writer::new(Tail::default());
+    let mut append = |numbers: std::ops::Range<u64>| {
+        numbers
+            .map(|number| {
+                let bytes = batch(&mut writer, number, 1 << 20);
+                world.run(DiskOp::Append { bytes }).is_ok()
+            })
+            .collect::<Vec<_>>()
+    };
+    assert!(append(1..2)[0]);
+    std::fs::create_dir(&in_the_way).unwrap();
+    assert!(!append(2..15).contains(&false), "they have room");
+    std::fs::remove_dir(&in_the_way).unwrap();
+    assert!(!append(15..20).contains(&false), "there is room again");
+    std::fs::create_dir(&in_the_way).unwrap();
+    assert!(append(20..60).contains(&false), "not for ever");
+    std::fs::remove_dir(&in_the_way).unwrap();
+    assert_eq!(recovered(&world.store).1[..19], (1..20).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_device_without_space_for_a_segment_says_so() {
     let mut world = worlds().remove(1);
     let mut writer = Writer::new(Tail::default());
