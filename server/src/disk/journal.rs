@@ -123,7 +123,7 @@ impl Journal {
             Ok(spare) => self.spare = Some(spare),
             Err(error) if self.spare_needed => self.failed = Some(error),
             Err(error) => {
-                tracing::warn!(%error, "there is room in the journal's last segment only")
+                tracing::warn!(%error, "there is room in the journal's last segment only");
             }
         }
     }
