@@ -23,6 +23,7 @@ need slurmctld slurm-wlm
 need munged munge
 compgen -G '/usr/lib/*/slurm-wlm/burst_buffer_lua.so' >/dev/null || packages+=(slurm-wlm-basic-plugins)
 need ps procps
+need ip iproute2
 need mkfs.ext4 e2fsprogs
 need chromium chromium
 need prometheus prometheus

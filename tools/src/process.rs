@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -141,18 +141,6 @@ pub(crate) fn end(
     Err(UNKILLABLE.into())
 }
 
-/// Waits for the end of `child`, which is brought about by SIGKILL if it has not come by `until`.
-pub(crate) fn wait(mut child: Child, until: Instant) -> Result<ExitStatus, Failure> {
-    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
-    if !has_ended(&process, until)? {
-        child.kill()?;
-        if !has_ended(&process, Instant::now() + KILL_PATIENCE)? {
-            return Err(format!("process {} {UNKILLABLE}", child.id()).into());
-        }
-    }
-    Ok(child.wait()?)
-}
-
 /// Whether the process ends until then.
 fn has_ended(process: &OwnedFd, until: Instant) -> Result<bool, Failure> {
     loop {
@@ -223,14 +211,6 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(started(its), None);
-    }
-
-    #[test]
-    fn a_child_is_waited_for_until_its_time_is_over() {
-        let spawn = |words: &[&str]| Command::new("sleep").args(words).spawn().unwrap();
-        let far = Instant::now() + Duration::from_secs(60);
-        assert!(wait(spawn(&["0"]), far).unwrap().success());
-        assert_eq!(wait(spawn(&["100"]), Instant::now()).unwrap().code(), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! before?
 
 mod nodes;
+mod together;
 
 use std::process::{Command, Stdio};
 use std::thread;
@@ -39,8 +40,9 @@ fn a_job_comes_up_on_all_nodes_is_its_users_alone_and_leaves_nothing() {
 #[test]
 fn a_node_that_is_missing_is_named_and_all_is_undone() {
     let nodes = Nodes::new(3, "deadline = 3\n");
+    let uid = USER.to_string();
+    let words = ["up", "--id", "5", "--hosts", "n[1-3]", "--uid", &uid, "--gid", &uid];
     let outputs: Vec<_> = thread::scope(|scope| {
-        let words = ["up", "--id", "5", "--hosts", "n[1-3]"];
         let running: Vec<_> =
             nodes.all[..2].iter().map(|node| scope.spawn(move || node.job(&words))).collect();
         running.into_iter().map(|one| one.join().unwrap()).collect()
@@ -338,7 +340,7 @@ fn a_job_whose_record_is_torn_is_never_taken_for_none() {
             &["reap"][..],
             &["down", "--id", "18"],
             &["down", "--id", "18", "--stage-out", "file:/run/project/out"],
-            &["up", "--id", "18", "--hosts", "n1"],
+            &["up", "--id", "18", "--hosts", "n1", "--uid", "1", "--gid", "1"],
         ];
         for words in words {
             let output = node.job(words);
@@ -520,7 +522,7 @@ fn a_directory_for_data_that_is_not_there_tells_of_a_drive_that_is_not_mounted()
         assert!(said(&output).contains("is its drive mounted?"), "{}", said(&output));
         assert!(node.shell(0, "ls /mnt/drive").is_err(), "it was made");
     };
-    refused(&["up", "--id", "6", "--hosts", "n1"]);
+    refused(&["up", "--id", "6", "--hosts", "n1", "--uid", "1", "--gid", "1"]);
     refused(&["reap"]);
     assert!(node.job(&[&["down", "--id", "6"][..], &data].concat()).status.success());
     nodes.assert_clean();
@@ -557,7 +559,8 @@ fn the_exit_status_tells_whose_fault_it_is_and_keys_are_kept_out_of_cores() {
     for words in [&[&["up"][..], &id].concat(), &[&["up"][..], &hosts].concat(), &["down"][..]] {
         assert_eq!(node.job(words).status.code(), Some(2), "{words:?}");
     }
-    let mut waits = node.job_command(&["up", "--id", "5", "--hosts", "n[1-2]"]);
+    let mut waits =
+        node.job_command(&["up", "--id", "5", "--hosts", "n[1-2]", "--uid", "1", "--gid", "1"]);
     let mut waits = waits.stderr(Stdio::null()).spawn().unwrap();
     let up = loop {
         match node.processes().into_iter().find(|one| one.1.contains("job up")) {
@@ -572,7 +575,10 @@ fn the_exit_status_tells_whose_fault_it_is_and_keys_are_kept_out_of_cores() {
     assert_eq!(waits.wait().unwrap().code(), Some(3), "n2 never came");
     // n1 cannot have what the site asks for.
     node.shell(0, "chmod 644 /run/site/site.key").unwrap();
-    assert_eq!(node.job(&["up", "--id", "5", "--hosts", "n1"]).status.code(), Some(1));
+    assert_eq!(
+        node.job(&["up", "--id", "5", "--hosts", "n1", "--uid", "1", "--gid", "1"]).status.code(),
+        Some(1)
+    );
     node.shell(0, "chmod 600 /run/site/site.key").unwrap();
     let words = ["--stage-in", "/run/project/none:in"];
     for output in nodes.up("5", &words) {
@@ -754,18 +760,20 @@ fn logs_outlive_a_job_where_the_site_says() {
 fn a_node_that_never_stages_out_is_waited_for_no_longer_than_the_deadline() {
     let nodes = Nodes::new(2, "");
     nodes.up_well("12", &[]);
-    nodes.all[0]
-        .shell(USER, "mkdir /mnt/sealfs/12/results; echo x > /mnt/sealfs/12/results/x")
-        .unwrap();
-    let words =
-        ["down", "--id", "12", "--stage-out", "results:/run/project/out", "--stage-deadline", "4"];
-    let output = nodes.all[0].job(&words);
-    assert_eq!(output.status.code(), Some(4));
+    let (first, last) = (&nodes.all[0], &nodes.all[1]);
+    let made = "mkdir -p /mnt/sealfs/12/results/deep; cd /mnt/sealfs/12/results; echo x > x; touch -d 2001-02-03 deep";
+    first.shell(USER, made).unwrap();
+    let words = ["down", "--id", "12", "--stage-out", "results:/run/project/out"];
+    let output = first.job(&[&words[..], &["--stage-deadline", "30"]].concat());
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
     assert!(said(&output).contains("n2 never joined within"), "{}", said(&output));
+    // What comes last is done for what is there.
+    let time = first.shell(USER, "stat -c %y /run/project/out/deep").unwrap();
+    assert!(time.starts_with("2001-02-03"), "{time}");
     nodes.all[0].assert_clean();
     // Its time begins when it does, and n1 is gone.
-    let output = nodes.all[1].job(&words);
+    let output = last.job(&[&words[..], &["--stage-deadline", "4"]].concat());
     assert_eq!(output.status.code(), Some(4), "{}", said(&output));
-    assert!(said(&output).contains("in time"), "it waits for no dead node: {}", said(&output));
+    assert!(said(&output).contains("the time "), "it waits for no dead node: {}", said(&output));
     nodes.assert_clean();
 }

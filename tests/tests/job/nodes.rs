@@ -16,12 +16,19 @@ pub(crate) struct Nodes {
     shared: tempfile::TempDir,
     pub(crate) all: Vec<Node>,
     pub(crate) list: String,
+    /// The first three numbers of their addresses.
+    pub(crate) net: String,
+    /// Keeps the network between them, if they have one.
+    _switch: Option<Kept>,
 }
+
+/// A process that sleeps in namespaces and so keeps them; ends when this is dropped.
+struct Kept(Child);
 
 /// One of them; a process that sleeps in its namespace keeps it.
 pub(crate) struct Node {
     pub(crate) name: String,
-    keeper: Child,
+    keeper: Kept,
     shared: PathBuf,
     before: Left,
 }
@@ -45,12 +52,24 @@ pub(crate) const OTHER: u32 = 12_346;
 impl Nodes {
     /// `count` nodes with these settings beside the necessary ones.
     pub(crate) fn new(count: usize, settings: &str) -> Self {
+        Self::start(count, settings, false)
+    }
+
+    /// The same, but each with a network of its own, and a wire between all of them.
+    pub(crate) fn apart(count: usize, settings: &str) -> Self {
+        Self::start(count, settings, true)
+    }
+
+    fn start(count: usize, settings: &str, is_apart: bool) -> Self {
         let shared = tempfile::tempdir().expect("a temporary directory");
         // Several tests may run on a machine, one after the other or not.
-        let net = std::process::id() % 250 + 1;
+        let net = match is_apart {
+            true => "10.77.0".to_string(),
+            false => format!("127.77.{}", std::process::id() % 250 + 1),
+        };
         let mut hosts = String::from("127.0.0.1 localhost\n");
         for at in 1..=count {
-            hosts.push_str(&format!("127.77.{net}.{at} n{at}\n"));
+            hosts.push_str(&format!("{net}.{at} n{at}\n"));
         }
         fs::write(shared.path().join("hosts"), hosts).expect("it can be written");
         fs::write(
@@ -72,9 +91,14 @@ impl Nodes {
         fs::write(shared.path().join("passwd"), users).expect("it can be written");
         let key = shared.path().join("site.key");
         sealfs_tests::cluster::run(Command::new(binary()).arg("key").arg(&key));
-        let all = (1..=count).map(|at| Node::start(&format!("n{at}"), shared.path())).collect();
+        let switch = is_apart.then(|| {
+            let script = "ip link add wire type bridge && ip link set wire up && echo ready && exec sleep 1000000";
+            Kept::start(&["--net", "sh", "-c", script])
+        });
+        let node = |at| Node::start(at, shared.path(), switch.as_ref().map(|one| one.0.id()));
+        let all = (1..=count).map(node).collect();
         let list = if count == 1 { "n1".into() } else { format!("n[1-{count}]") };
-        Self { shared, all, list }
+        Self { shared, all, list, net, _switch: switch }
     }
 
     /// A file outside of the nodes, for a device. What devices are made of such files is looked at in the end.
@@ -122,9 +146,18 @@ impl Nodes {
 }
 
 impl Node {
-    fn start(name: &str, shared: &std::path::Path) -> Self {
+    /// Node `number`; `switch`: a process in the network where the wire is.
+    fn start(number: usize, shared: &std::path::Path, switch: Option<u32>) -> Self {
+        let name = format!("n{number}");
+        let network = switch.map_or(String::new(), |switch| {
+            format!(
+                "nsenter -n -t {switch} ip link add {name} type veth peer name eth0 netns $$; \
+                 nsenter -n -t {switch} ip link set {name} master wire up; ip link set lo up; ip link set eth0 up; \
+                 ip address add 10.77.0.{number}/24 dev eth0; "
+            )
+        });
         let script = format!(
-            "set -e; mkdir -p /mnt; for at in /run /var/lib /mnt; do mount -t tmpfs -o mode=755 none $at; done; \
+            "set -e; {network}mkdir -p /mnt; for at in /run /var/lib /mnt; do mount -t tmpfs -o mode=755 none $at; done; \
              mkdir /run/site /run/project; mount --bind {shared}/project /run/project; cp {shared}/job.toml {shared}/site.key /run/site/; touch /run/site/sealfs; \
              mount --bind {binary} /run/site/sealfs; mount --bind {shared}/hosts /etc/hosts; mount --bind {shared}/passwd /etc/passwd; \
              echo \"site-key = '/run/site/site.key'\" >> /run/site/job.toml; \
@@ -132,18 +165,12 @@ impl Node {
             shared = shared.display(),
             binary = binary().display(),
         );
-        let mut keeper = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("unshare is there");
-        let mut line = String::new();
-        let stdout = keeper.stdout.take().expect("it is a pipe");
-        BufReader::new(stdout).read_line(&mut line).expect("it can be read");
-        assert_eq!(line, "ready\n", "root may make mount namespaces");
+        let net: &[&str] = if switch.is_some() { &["--net"] } else { &[] };
+        let keeper = Kept::start(
+            &[net, &["--mount", "--propagation", "private", "sh", "-c", &script]].concat(),
+        );
         let (shared, before) = (shared.to_path_buf(), Left::default());
-        let mut node = Self { name: name.into(), keeper, shared, before };
+        let mut node = Self { name, keeper, shared, before };
         // It makes the directories of all jobs.
         let reaped = node.job(&["reap"]);
         assert!(reaped.status.success(), "{}", said(&reaped));
@@ -154,7 +181,12 @@ impl Node {
     /// A program on this node, without PATH and HOME as in a prologue.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg("-m").arg("-t").arg(self.keeper.id().to_string()).arg("--").arg(program);
+        command
+            .args(["-m", "-n"])
+            .arg("-t")
+            .arg(self.keeper.0.id().to_string())
+            .arg("--")
+            .arg(program);
         command.env_clear().env("SLURMD_NODENAME", &self.name).stdin(Stdio::null());
         command
     }
@@ -193,10 +225,10 @@ impl Node {
     /// Pids and words of the processes in this node's namespace, but for its keeper.
     pub(crate) fn processes(&self) -> Vec<(u32, String)> {
         let space = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-        let ours = space(&self.keeper.id().to_string());
+        let ours = space(&self.keeper.0.id().to_string());
         let entries = fs::read_dir("/proc").expect("there is a /proc").flatten();
         let pids = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let pids = pids.filter(|pid| pid.parse::<u32>().is_ok_and(|pid| pid != self.keeper.id()));
+        let pids = pids.filter(|pid| pid.parse::<u32>().is_ok_and(|pid| pid != self.keeper.0.id()));
         pids.filter(|pid| space(pid).is_some() && space(pid) == ours)
             .filter_map(|pid| {
                 let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -226,7 +258,7 @@ impl Node {
     }
 
     pub(crate) fn left(&self) -> Left {
-        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.keeper.id()));
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.keeper.0.id()));
         let mounts = mounts.expect("the keeper lives");
         let files =
             self.shell(0, "find /run /var/lib /mnt /tmp /dev/shm -xdev ! -path '*/jobs/.ports'");
@@ -285,8 +317,32 @@ impl Drop for Node {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
-        let _ = self.keeper.kill();
-        let _ = self.keeper.wait();
+    }
+}
+
+impl Kept {
+    /// `unshare` with a script that says when it is ready.
+    fn start(words: &[&str]) -> Self {
+        let mut command = Command::new("unshare");
+        let mut keeper = command
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare is there");
+        let mut line = String::new();
+        let stdout = keeper.stdout.take().expect("it is a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("it can be read");
+        let kept = Self(keeper);
+        assert_eq!(line, "ready\n", "root may make namespaces, and ip (iproute2) is there");
+        kept
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -34,7 +34,7 @@ enum Verb {
         /// This node's name in the list. Default: $SLURMD_NODENAME, else the host's name.
         #[arg(long, value_name = "NAME")]
         node: Option<String>,
-        /// Whose job it is.
+        /// Whose job it is. Needed but with --unprivileged.
         #[arg(long, requires = "gid")]
         uid: Option<u32>,
         /// The user's group.
@@ -97,6 +97,15 @@ enum Verb {
     Hosts {
         /// n[1-3,07-11],m2
         list: String,
+    },
+    /// Makes the root of a file system a user's alone.
+    #[command(hide = true)]
+    Give {
+        #[arg(long)]
+        uid: u32,
+        #[arg(long)]
+        gid: u32,
+        root: PathBuf,
     },
     /// Runs a program in a session of its own.
     #[command(hide = true)]
@@ -170,6 +179,7 @@ fn verb(args: Args) -> Result<(), Failure> {
             }
         }
         Verb::Hosts { list } => job::hosts(&list)?.iter().for_each(|name| println!("{name}")),
+        Verb::Give { uid, gid, root } => job::give(&root, uid, gid)?,
         Verb::Detach { cgroup, words } => return Err(job::detach(cgroup.as_deref(), &words)),
     }
     Ok(())

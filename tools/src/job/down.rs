@@ -13,6 +13,7 @@ use super::meeting::{Meeting, Party};
 use super::site::Site;
 use super::staging::{self, Pair, Share, Times};
 use super::state::{Home, Intent, RECORD_VERSION, Record};
+use super::stop::Stop;
 use super::{cgroup, holders, marked, node};
 use crate::place::trusted;
 use crate::{Failure, process};
@@ -93,34 +94,45 @@ pub(super) fn check_not_kept(home: &Home) -> Result<(), Failure> {
         .into())
 }
 
-/// Copies this node's part, and waits until all nodes have: before that no server may end.
+/// Copies this node's part, and waits until all nodes have, and the first one has finished it: before that no server may end.
 fn copy_out(site: &Site, home: &Home, record: &Record, pairs: &[Pair]) -> Result<(), String> {
     let times = Times::new(site.stage_deadline_s);
-    let mine = staging::copy(home, record, pairs, Share::Mine, times.parts);
     let key = sealfs_client::read_key(&home.key()).map_err(|error| error.to_string())?;
-    let mut meeting = Meeting::open(Party {
+    let party = Party {
         first: site.address_of(&record.hosts[0]),
         ports: site.meeting_ports(&home.id),
         hosts: record.hosts.clone(),
         me: record.me,
         key: key.derived(b"sealfs job meeting", &[b"down"]),
         verb: "sealfs job down",
-    })?;
-    let own = mine.clone().err();
-    let mine = mine.map(|()| String::new());
-    let verdict = meeting.patient_round(mine, times.all, |parts| {
-        // What is there is made whole, whatever is not.
-        let finished = staging::copy(home, record, pairs, Share::Finish, times.all);
-        let parts = parts.into_iter().filter_map(Result::err);
-        let failed: Vec<String> = parts.chain(finished.err()).collect();
-        if failed.is_empty() { Ok(String::new()) } else { Err(failed.join("; ")) }
-    });
-    match (verdict, own) {
-        (Ok(_), _) => Ok(()),
-        // The others need not have heard of it.
-        (Err(told), Some(own)) if !told.contains(&own) => Err(format!("{own}; {told}")),
-        (Err(told), _) => Err(told),
+    };
+    let copy = |share, stop: &Stop, until| staging::copy(home, record, pairs, share, (stop, until));
+    let mut own = Ok(String::new());
+    let mut mine = |stop: &Stop| {
+        own = copy(Share::Mine, stop, times.parts);
+        own.clone()
+    };
+    let mut meeting = match Meeting::open(party, times.all) {
+        Ok(meeting) => meeting,
+        // What this node has is copied all the same.
+        Err(alone) => {
+            let own = mine(&Stop::new()?).err();
+            return Err(own.into_iter().chain([alone]).collect::<Vec<_>>().join("; "));
+        }
+    };
+    let until = if record.me == 0 { times.late } else { times.last };
+    let parts = meeting.patient_round(times.parts, until, mine);
+    // What is there is made whole, whatever is not. The others stay, for their servers are needed.
+    let until = if record.me == 0 { times.all } else { times.last };
+    let finished = meeting.first_alone(until, |stop| copy(Share::Finish, stop, times.all));
+    let mut failed: Vec<String> = Vec::new();
+    // The others need not have heard of this node's.
+    for text in [parts, finished, own].into_iter().filter_map(Result::err) {
+        if !failed.iter().any(|told| told.contains(&text)) {
+            failed.push(text);
+        }
     }
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
 /// Undoes everything of the job on this node, up to the directory that is locked. The error names all that is left. The

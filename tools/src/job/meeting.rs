@@ -2,29 +2,40 @@
 //!
 //! ```text
 //! first node                                  any other node
-//!   listens at the first free candidate         tries all candidates; the handshake tells whose it is
+//!   listens at the first free candidate         tries the candidates; the handshake tells whose each is
 //!   round: collects everybody's part     <---   its own part, or why it failed
 //!          decides                        --->  the verdict: what was decided, or who failed and why
 //! ```
 //! A round is everybody's part for one verdict, and all of `up` is a few rounds: addresses for the nodes' list, "my server
-//! is ready" for "it is mounted", and so on.
+//! is ready" for "ask all servers", and so on. A node does its part in a thread, and hears the others meanwhile.
+//!
+//! | module | what |
+//! |---|---|
+//! | `door` | where the first node listens, and whom it lets in |
+//! | `finding` | how the others find it |
+//! | `first`, `other` | a round, seen from either end |
 //!
 //! 1. The verdict of a round is given when everybody has taken part, or somebody has failed: nobody goes on before.
-//! 2. Whoever is missing is named. A connection that closes is a node that is gone: seen at once; during the first round
-//!    it may come back within [`GRACE`], later what it has begun is void.
+//! 2. Whoever is missing is named. A connection that closes is a node that is gone: seen at once, and soon where a machine
+//!    has stopped (`wire`). During the first round it may come back within [`GRACE`], later what it has begun is void, and
+//!    who comes then is told so.
 //! 3. All parts and verdicts pass connections on which both ends have proven the key of this job and purpose, so that
 //!    another job on the same port, and another user, are told apart and cannot take part.
-//! 4. Strangers at the first node's port hold at most [`STRANGERS_MAX`] threads, for the length of a handshake.
+//! 4. Who fails in the first round stays to say so for up to [`LINGER_MAX`]: the others need not wait for their deadline.
+//! 5. Once a round has failed, what this node still does for it is stopped.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::net::TcpStream;
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sealfs_proto::{ClusterMap, Epoch, Node, NodeId, limits};
-use sealfs_transport::{Identity, Key, Serves};
+use sealfs_transport::Key;
 
+use super::first::First;
+use super::other::Other;
+use super::stop::Stop;
 use super::wire::{self, Message};
 
 /// Who meets, and where.
@@ -48,7 +59,11 @@ pub(super) struct Meeting {
     party: Arc<Party>,
     round: u32,
     role: Role,
-    /// Of the last round, if it failed: whose fault that was, and who has never come.
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+    /// Why this node's server has ended, if it has.
+    broken: Option<String>,
+    /// Of the last round, if it failed: whose fault that was, and which nodes were at fault or have never come.
     whose: Whose,
     absent: Vec<String>,
 }
@@ -57,7 +72,7 @@ pub(super) struct Meeting {
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) whose: Whose,
-    /// Nodes that have never come, as far as this node knows.
+    /// Nodes that are at fault and cannot say so, as far as this node knows: they have never come, or nobody reaches them.
     pub(super) absent: Vec<String>,
     /// Names the node and the cause.
     pub(super) text: String,
@@ -74,6 +89,14 @@ pub(super) enum Whose {
     Jobs,
 }
 
+/// What the first node finds wrong with the parts of a round.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Blame {
+    /// The places of the nodes at fault.
+    pub(super) at: Vec<usize>,
+    pub(super) text: String,
+}
+
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.text)
@@ -84,78 +107,176 @@ impl std::error::Error for Fault {}
 
 enum Role {
     First(First),
-    Other(Option<TcpStream>),
-}
-
-/// How a round ends for the first node.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    /// At the first failure.
-    AtOnce,
-    /// When everybody has said something or is lost.
-    WhenAllAreHeard,
+    Other(Other),
 }
 
 /// What a node gives, or why it gives nothing.
 pub(super) type Part = Result<String, String>;
 
+/// What is settled of a round.
+#[derive(Clone, Copy)]
+pub(super) struct Terms {
+    /// Counted from 0.
+    pub(super) round: u32,
+    pub(super) ending: Ending,
+    /// How long nodes are waited for that have never come,
+    pub(super) absent_until: Instant,
+    /// and those that have.
+    pub(super) until: Instant,
+}
+
+/// How a round ends for the first node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// At the first failure.
+    AtOnce,
+    /// When everybody has said something or is lost.
+    WhenAllAreHeard,
+    /// When its own part is done.
+    WhenDone,
+}
+
+/// What happens at a node during a meeting.
+pub(super) enum Event {
+    /// This node's own part is done.
+    Mine {
+        round: u32,
+        part: Part,
+    },
+    /// This node's server has ended.
+    Broke(String),
+    /// This node has found the first one, or has not in its time.
+    Found(Result<TcpStream, String>),
+    /// Another node has come to the first one, for the `visit`th connection; this one has come to the first.
+    Came {
+        seat: usize,
+        visit: u64,
+        stream: TcpStream,
+    },
+    Said {
+        seat: usize,
+        visit: u64,
+        message: Message,
+    },
+    Left {
+        seat: usize,
+        visit: u64,
+        why: String,
+    },
+}
+
+/// Watches this node's server: when it ends, the round under way has failed.
+pub(super) struct Watch(Sender<Event>);
+
+impl Watch {
+    /// From here on; `last_words`: what it said when it has ended.
+    pub(super) fn over(&self, mut server: Child, last_words: impl Fn() -> String + Send + 'static) {
+        let sender = self.0.clone();
+        thread::spawn(move || {
+            let ended = server.wait().map_or_else(|error| error.to_string(), |end| end.to_string());
+            let why = format!("its server has ended ({ended}): {}", last_words());
+            // Nobody may hear it any more.
+            let _ = sender.send(Event::Broke(why));
+        });
+    }
+}
+
+/// A round as one end has seen it.
+pub(super) struct Seen {
+    pub(super) verdict: Part,
+    /// Whether this node is at fault.
+    pub(super) is_own: bool,
+    /// Which other nodes are, as far as they cannot say so.
+    pub(super) absent: Vec<String>,
+}
+
 impl Meeting {
-    /// Begins. The first node listens from here on.
-    pub(super) fn open(party: Party) -> Result<Self, String> {
+    /// Begins. The first node listens from here on. `until`: when nobody needs to come any more.
+    pub(super) fn open(party: Party, until: Instant) -> Result<Self, String> {
         let party = Arc::new(party);
-        let role =
-            if party.me == 0 { Role::First(First::open(&party)?) } else { Role::Other(None) };
-        Ok(Self { party, round: 0, role, whose: Whose::Others, absent: Vec::new() })
+        let (sender, events) = mpsc::channel();
+        let role = if party.me == 0 {
+            Role::First(First::open(&party, until, &sender)?)
+        } else {
+            Role::Other(Other::default())
+        };
+        let (whose, absent, broken) = (Whose::Others, Vec::new(), None);
+        Ok(Self { party, round: 0, role, sender, events, broken, whose, absent })
     }
 
-    /// Gives this node's part, or says why there is none, and returns the verdict. The first node makes it with `decide` from
-    /// all parts in the order of the hosts. The first failure is the verdict; it names the node that failed or is missing.
+    /// For whoever starts this node's server.
+    pub(super) fn watch(&self) -> Watch {
+        Watch(self.sender.clone())
+    }
+
+    /// Does this node's part, or says why it cannot, and returns the verdict. The first node makes it with `decide` from all parts
+    /// in the order of the hosts. The first failure is the verdict; it names the node that failed or is missing.
     pub(super) fn round(
         &mut self,
-        mine: Part,
         until: Instant,
-        decide: impl FnOnce(&[String]) -> Part,
+        mine: impl FnOnce(&Stop) -> Part + Send,
+        decide: impl FnOnce(&[String]) -> Result<String, Blame>,
     ) -> Part {
-        self.any_round(mine, until, Ending::AtOnce, |parts| {
-            let parts: Result<Vec<String>, String> = parts.into_iter().collect();
-            decide(&parts?)
-        })
+        self.any_round(Ending::AtOnce, [until; 2], mine, decide)
     }
 
-    /// The same, but everybody is heard out, and the first node decides whatever has failed.
+    /// The same, but everybody is heard out, or has not come until `absent_until`, or is not ready `until` then; the verdict
+    /// names all that have failed.
     pub(super) fn patient_round(
         &mut self,
-        mine: Part,
+        absent_until: Instant,
         until: Instant,
-        decide: impl FnOnce(Vec<Part>) -> Part,
+        mine: impl FnOnce(&Stop) -> Part + Send,
     ) -> Part {
-        self.any_round(mine, until, Ending::WhenAllAreHeard, decide)
+        let nothing = |_: &[String]| Ok(String::new());
+        self.any_round(Ending::WhenAllAreHeard, [absent_until, until], mine, nothing)
+    }
+
+    /// The first node does `work`, and the others wait for the end of it, at most until it is `until`.
+    pub(super) fn first_alone(
+        &mut self,
+        until: Instant,
+        work: impl FnOnce(&Stop) -> Part + Send,
+    ) -> Part {
+        let is_first = self.party.me == 0;
+        let mine = |stop: &Stop| if is_first { work(stop) } else { Ok(String::new()) };
+        self.any_round(Ending::WhenDone, [until; 2], mine, |_| Ok(String::new()))
     }
 
     fn any_round(
         &mut self,
-        mine: Part,
-        until: Instant,
         ending: Ending,
-        decide: impl FnOnce(Vec<Part>) -> Part,
+        [absent_until, until]: [Instant; 2],
+        mine: impl FnOnce(&Stop) -> Part + Send,
+        decide: impl FnOnce(&[String]) -> Result<String, Blame>,
     ) -> Part {
-        let round = self.round;
+        let terms = Terms { round: self.round, ending, absent_until, until };
         self.round += 1;
-        self.absent.clear();
-        let whose = &mut self.whose;
-        *whose = if mine.is_err() { Whose::Own } else { Whose::Others };
-        // The first node decides what is itself to do next.
-        let decide = |parts| decide(parts).inspect_err(|_| *whose = Whose::Own);
-        match &mut self.role {
-            Role::First(first) => {
-                let verdict = first.round(&self.party, round, mine, until, ending, decide);
-                self.absent.clone_from(&first.absent);
-                verdict
-            }
-            Role::Other(stream) => {
-                other_round(&self.party, stream, round, mine, until, &mut self.absent)
-            }
-        }
+        let stop = Stop::new()?;
+        let (sender, round) = (self.sender.clone(), terms.round);
+        let seen = thread::scope(|scope| {
+            scope.spawn(|| {
+                let part = mine(&stop).map_err(|why| wire::short(&why, CAUSE_LEN_MAX));
+                sender.send(Event::Mine { round, part })
+            });
+            let (events, broken) = (&self.events, &mut self.broken);
+            let seen = match &mut self.role {
+                Role::First(first) => first.round(&self.party, &terms, events, broken, decide),
+                Role::Other(other) => {
+                    other.round(&self.party, &terms, (&self.sender, events), broken)
+                }
+            };
+            stop.pull();
+            seen
+        });
+        self.whose = if seen.is_own { Whose::Own } else { Whose::Others };
+        self.absent = seen.absent;
+        seen.verdict
+    }
+
+    /// Whether this node's server has ended.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.is_some()
     }
 
     /// The last round's error with whose fault it was.
@@ -164,471 +285,121 @@ impl Meeting {
     }
 }
 
-/// A part of another node than the first.
-fn other_round(
-    party: &Party,
-    stream: &mut Option<TcpStream>,
-    round: u32,
-    mine: Result<String, String>,
-    until: Instant,
-    absent: &mut Vec<String>,
-) -> Result<String, String> {
-    let message = Message { round, outcome: mine.into() };
-    // The first node says why when its time is over, shortly after this node's.
-    let until = until + LAST_WORD;
-    let first = &party.hosts[0];
-    let mut limit = until;
-    loop {
-        let mut open = match stream.take() {
-            Some(open) => open,
-            None => find_first(party, limit).inspect_err(|_| absent.push(first.clone()))?,
-        };
-        let heard = wire::tell(&mut open, &message, until)
-            .and_then(|()| wire::hear(&mut open, Some(until)));
-        match heard {
-            Ok(verdict) if verdict.round == round => {
-                *stream = Some(open);
-                return verdict.outcome.into();
-            }
-            Ok(_) => {
-                return Err(format!("{first} speaks of another round; it runs another release"));
-            }
-            Err(_) if round == 0 && limit == until && Instant::now() < until => {
-                // It may be a first node that starts anew.
-                limit = until.min(Instant::now() + GRACE);
-            }
-            Err(cause) => {
-                return Err(format!("{first}, the first node of the job, is lost: {cause}"));
-            }
-        }
+/// The causes of a failure in one text that every node can be told.
+pub(super) fn joined(causes: &[String]) -> String {
+    let shown = causes.iter().take(CAUSES_MAX).map(|cause| wire::short(cause, CAUSE_LEN_MAX));
+    let mut shown: Vec<String> = shown.collect();
+    if causes.len() > CAUSES_MAX {
+        shown.push(format!("and {} more nodes have failed", causes.len() - CAUSES_MAX));
+    }
+    shown.join("; ")
+}
+
+/// Some names, and how many more there are.
+pub(super) fn named(names: &[&str]) -> String {
+    let shown = names[..names.len().min(NAMES_SHOWN)].join(", ");
+    match names.len().saturating_sub(NAMES_SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }
 
-/// Looks for the first node until it is found.
-fn find_first(party: &Party, until: Instant) -> Result<TcpStream, String> {
-    let id = NodeId(party.me as u16 + 1);
-    let (mut silent, mut telling) = (String::new(), None);
-    let mut pause = Duration::from_millis(20);
-    loop {
-        match (party.first.as_str(), party.ports[0]).to_socket_addrs() {
-            Err(error) => telling = Some(error.to_string()),
-            Ok(found) => {
-                let hosts: Vec<IpAddr> = found.map(|address| address.ip()).collect();
-                let at = |port: u16| hosts.iter().map(move |host| SocketAddr::new(*host, port));
-                for address in party.ports.iter().flat_map(|port| at(*port)) {
-                    match try_first(address, &party.key, id, until) {
-                        Ok(stream) => return Ok(stream),
-                        // A port that nobody listens on says less than one where somebody has answered.
-                        Err(NoFirst::Silent(cause)) => silent = format!("{address}: {cause}"),
-                        Err(NoFirst::Told(cause)) => telling = Some(format!("{address}: {cause}")),
-                    }
-                }
-            }
-        }
-        if Instant::now() + pause >= until {
-            break;
-        }
-        thread::sleep(pause);
-        pause = (pause * 2).min(PAUSE_MAX);
-    }
-    let cause = telling.unwrap_or(silent);
-    Err(format!(
-        "{}, the first node of the job, was not found at {} on ports {} to {} ({cause}); is `{}` running there, with the same \
-         host list and the same site key?",
-        party.hosts[0],
-        party.first,
-        party.ports[0],
-        party.ports[party.ports.len() - 1],
-        party.verb
-    ))
-}
-
-fn try_first(
-    address: SocketAddr,
-    key: &Key,
-    me: NodeId,
-    until: Instant,
-) -> Result<TcpStream, NoFirst> {
-    let wait = CONNECT_MAX.min(until.saturating_duration_since(Instant::now()));
-    if wait.is_zero() {
-        return Err(NoFirst::Silent("no time is left".into()));
-    }
-    let mut stream = TcpStream::connect_timeout(&address, wait)
-        .map_err(|error| NoFirst::Silent(error.to_string()))?;
-    let _ = stream.set_nodelay(true);
-    wire::connect(&mut stream, key, me).map_err(NoFirst::Told)?;
-    Ok(stream)
-}
-
-/// Why the first node was not found at an address.
-enum NoFirst {
-    /// Nobody has answered.
-    Silent(String),
-    /// Somebody has.
-    Told(String),
-}
-
-/// The first node's end.
-struct First {
-    events: Receiver<Event>,
-    seats: Vec<Seat>,
-    /// Who was waited for in vain.
-    absent: Vec<String>,
-}
-
-/// What the first node knows of one other node.
-#[derive(Default)]
-struct Seat {
-    stream: Option<TcpStream>,
-    /// Counts its connections, so that what an old one still says is not taken for the newest one's.
-    visit: u64,
-    /// When and why its connection ended, if none is there.
-    left: Option<(Instant, String)>,
-    said: Option<Message>,
-}
-
-enum Event {
-    Came { seat: usize, visit: u64, stream: TcpStream },
-    Said { seat: usize, visit: u64, message: Message },
-    Left { seat: usize, visit: u64, why: String },
-}
-
-impl First {
-    fn open(party: &Arc<Party>) -> Result<Self, String> {
-        let (sender, events) = mpsc::channel();
-        if party.hosts.len() > 1 {
-            let listener = listen(party)?;
-            let identity = Arc::new(identity(party));
-            let count = party.hosts.len();
-            thread::spawn(move || receive_all(&listener, &identity, count, &sender));
-        }
-        let seats = party.hosts.iter().skip(1).map(|_| Seat::default()).collect();
-        Ok(Self { events, seats, absent: Vec::new() })
-    }
-
-    fn round(
-        &mut self,
-        party: &Party,
-        round: u32,
-        mine: Part,
-        until: Instant,
-        ending: Ending,
-        decide: impl FnOnce(Vec<Part>) -> Part,
-    ) -> Part {
-        let first = &party.hosts[0];
-        let mut parts = vec![mine.map_err(|why| format!("{first}: {why}"))];
-        if parts[0].is_ok() || ending == Ending::WhenAllAreHeard {
-            parts.extend(self.collect(party, round, until, ending));
-        }
-        let failed: Vec<&str> =
-            parts.iter().filter_map(|part| Some(part.as_ref().err()?.as_str())).collect();
-        let verdict = if failed.is_empty() || ending == Ending::WhenAllAreHeard {
-            decide(parts)
-        } else {
-            Err(failed.join("; "))
-        };
-        let message = Message { round, outcome: verdict.clone().into() };
-        for stream in self.seats.iter_mut().filter_map(|seat| seat.stream.as_mut()) {
-            // Who does not hear it sees the connection close.
-            let _ = wire::tell(stream, &message, Instant::now() + LAST_WORD);
-        }
-        verdict
-    }
-
-    /// The others' parts of a round, in the order of the hosts; with [`Ending::AtOnce`] what is there at the first failure.
-    fn collect(&mut self, party: &Party, round: u32, until: Instant, ending: Ending) -> Vec<Part> {
-        let began = Instant::now();
-        loop {
-            let now = Instant::now();
-            let standings = self.seats.iter().map(|seat| seat.standing(round, until, ending));
-            let standings: Vec<Standing> = standings.map(|one| one.at(now)).collect();
-            let open = standings.iter().filter_map(Standing::limit).min();
-            let has_failed = standings.iter().any(|one| matches!(one, Standing::Failed(_)));
-            let Some(open) = open.filter(|_| ending == Ending::WhenAllAreHeard || !has_failed)
-            else {
-                let hint = format!(
-                    "never joined within {} s; is `{}` running there, with the same host list and the same site key, and does \
-                     it reach {} on port {}?",
-                    (now - began).as_secs_f64().round(),
-                    party.verb,
-                    party.first,
-                    party.ports[0],
-                );
-                let named = || standings.iter().zip(&party.hosts[1..]);
-                let absent = named().filter(|(standing, _)| matches!(standing, Standing::Missing));
-                self.absent = absent.map(|(_, name)| name.clone()).collect();
-                let named = standings.clone().into_iter().zip(&party.hosts[1..]);
-                return named.map(|(standing, name)| standing.part(name, &hint)).collect();
-            };
-            match self.events.recv_timeout(open.saturating_duration_since(now)) {
-                Ok(event) => self.take(event),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => thread::sleep(PAUSE_MAX),
-            }
-        }
-    }
-
-    fn take(&mut self, event: Event) {
-        match event {
-            Event::Came { seat, visit, stream } => {
-                let seat = &mut self.seats[seat];
-                if visit > seat.visit {
-                    *seat = Seat { stream: Some(stream), visit, left: None, said: None };
-                }
-            }
-            Event::Said { seat, visit, message } => {
-                let seat = &mut self.seats[seat];
-                if visit == seat.visit {
-                    seat.said = Some(message);
-                }
-            }
-            Event::Left { seat, visit, why } => {
-                let seat = &mut self.seats[seat];
-                if visit == seat.visit {
-                    seat.stream = None;
-                    seat.left = Some((Instant::now(), why));
-                }
-            }
-        }
-    }
-}
-
-/// How a node stands in a round.
-#[derive(Clone)]
-enum Standing {
-    Gives(String),
-    Failed(String),
-    /// It has come, or has left, and may be waited for until then; and what it has failed by then.
-    Waits(Instant, String),
-    /// It has never come.
-    Absent(Instant),
-    /// It has never come, and its time is over.
-    Missing,
-}
-
-impl Seat {
-    fn standing(&self, round: u32, until: Instant, ending: Ending) -> Standing {
-        let lost = |why: &str| format!("is lost: {why}");
-        let said = self.said.as_ref().filter(|said| said.round >= round);
-        match (said, &self.left) {
-            (Some(said), _) if said.round > round => {
-                Standing::Failed("speaks of another round; it runs another release".into())
-            }
-            (Some(Message { outcome: wire::Outcome::Failed(why), .. }), _) => {
-                Standing::Failed(format!(": {why}"))
-            }
-            (Some(Message { outcome: wire::Outcome::Gives(text), .. }), left)
-                // Who has done its part may go where nothing more is wanted of it.
-                if left.is_none() || ending == Ending::WhenAllAreHeard =>
-            {
-                Standing::Gives(text.clone())
-            }
-            (_, Some((_, why))) if round > 0 => Standing::Failed(lost(why)),
-            (_, Some((when, why))) => Standing::Waits(until.min(*when + GRACE), lost(why)),
-            (_, None) if self.stream.is_some() => {
-                Standing::Waits(until, "has come, but was not ready in time".into())
-            }
-            (_, None) => Standing::Absent(until),
-        }
-    }
-}
-
-impl Standing {
-    /// The same when it is `now`.
-    fn at(self, now: Instant) -> Self {
-        match self {
-            Self::Waits(limit, why) if limit <= now => Self::Failed(why),
-            Self::Absent(limit) if limit <= now => Self::Missing,
-            other => other,
-        }
-    }
-
-    fn limit(&self) -> Option<Instant> {
-        match self {
-            Self::Waits(limit, _) | Self::Absent(limit) => Some(*limit),
-            _ => None,
-        }
-    }
-
-    /// What node `name` gives, at the end of a round; nothing yet, if the round ends early.
-    fn part(self, name: &str, hint: &str) -> Part {
-        match self {
-            Self::Gives(text) => Ok(text),
-            Self::Waits(..) | Self::Absent(_) => Ok(String::new()),
-            Self::Failed(why) if why.starts_with(':') => Err(format!("{name}{why}")),
-            Self::Failed(why) => Err(format!("{name} {why}")),
-            Self::Missing => Err(format!("{name} {hint}")),
-        }
-    }
-}
-
-fn identity(party: &Party) -> Identity {
-    let nodes = (1..=party.hosts.len() as u16)
-        .map(|id| Node { id: NodeId(id), weight: 1, addresses: Vec::new() })
-        .collect();
-    let map = ClusterMap {
-        cluster: sealfs_proto::ClusterId([1; 16]),
-        epoch: Epoch(1),
-        shards_log2: limits::SHARDS_MIN.ilog2() as u8,
-        chunk_size: limits::CHUNK_SIZE,
-        nodes,
-    };
-    let serves = Serves { node: wire::FIRST, map: Arc::new(map) };
-    Identity { key: party.key.clone(), serves: Some(serves) }
-}
-
-/// The first free candidate.
-fn listen(party: &Party) -> Result<TcpListener, String> {
-    let mut last = String::new();
-    for &port in &party.ports {
-        match TcpListener::bind((party.first.as_str(), port)) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => last = error.to_string(),
-        }
-    }
-    Err(format!(
-        "cannot listen at {}, ports {} to {}: {last}; `port-base` in the settings names others",
-        party.first,
-        party.ports[0],
-        party.ports[party.ports.len() - 1]
-    ))
-}
-
-/// Takes connections for as long as the process lives: a thread each.
-fn receive_all(
-    listener: &TcpListener,
-    identity: &Arc<Identity>,
-    count: usize,
-    events: &Sender<Event>,
-) {
-    let places = Arc::new((Mutex::new(STRANGERS_MAX), Condvar::new()));
-    for visit in 1.. {
-        let (free, changed) = &*places;
-        let lock = free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut lock =
-            changed.wait_while(lock, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
-        *lock -= 1;
-        drop(lock);
-        let Ok((stream, _)) = listener.accept() else {
-            // Out of descriptors, perhaps: the peer tries again, and so does this end.
-            thread::sleep(PAUSE_MAX);
-            leave(&places);
-            continue;
-        };
-        let (identity, events) = (Arc::clone(identity), events.clone());
-        let at_door = Arc::clone(&places);
-        let started = thread::Builder::new().stack_size(STACK).spawn(move || {
-            let come = receive_one(stream, identity, count);
-            leave(&at_door);
-            if let Some((seat, stream)) = come {
-                follow(seat, visit, stream, &events);
-            }
-        });
-        if started.is_err() {
-            leave(&places);
-        }
-    }
-}
-
-fn leave(places: &(Mutex<usize>, Condvar)) {
-    *places.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-    places.1.notify_one();
-}
-
-/// The handshake with whoever has connected: whose seat it is.
-fn receive_one(
-    mut stream: TcpStream,
-    identity: Arc<Identity>,
-    count: usize,
-) -> Option<(usize, TcpStream)> {
-    let _ = stream.set_nodelay(true);
-    match wire::accept(&mut stream, identity) {
-        // The handshake has refused who is not in the map, and node 1.
-        Ok(NodeId(id)) => {
-            let seat = usize::from(id).checked_sub(2).filter(|seat| *seat < count - 1)?;
-            Some((seat, stream))
-        }
-        Err(cause) => {
-            tracing::info!(%cause, "somebody who does not belong to the job has knocked");
-            None
-        }
-    }
-}
-
-/// Hears a node until it leaves.
-fn follow(seat: usize, visit: u64, mut stream: TcpStream, events: &Sender<Event>) {
-    let Ok(answers) = stream.try_clone() else { return };
-    if events.send(Event::Came { seat, visit, stream: answers }).is_err() {
-        return;
-    }
-    loop {
-        let event = match wire::hear(&mut stream, None) {
-            Ok(message) => Event::Said { seat, visit, message },
-            Err(why) => Event::Left { seat, visit, why },
-        };
-        let is_over = matches!(event, Event::Left { .. });
-        if events.send(event).is_err() || is_over {
-            return;
-        }
-    }
+/// Ports as the runs that they are: `21990 to 21999 and 21000 to 21053`.
+pub(super) fn ports_shown(ports: &[u16]) -> String {
+    let runs = ports.chunk_by(|one, next| u32::from(*one) + 1 == u32::from(*next));
+    let shown = runs.map(|run| match run {
+        [one] => one.to_string(),
+        _ => format!("{} to {}", run[0], run[run.len() - 1]),
+    });
+    shown.collect::<Vec<_>>().join(" and ")
 }
 
 /// For how long a node whose connection broke may be away.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// For how long the others wait for the first node's last word after their own time is over.
-const LAST_WORD: Duration = Duration::from_secs(5);
-const CONNECT_MAX: Duration = Duration::from_secs(3);
-const PAUSE_MAX: Duration = Duration::from_millis(250);
-const STRANGERS_MAX: usize = 256;
-/// Enough for a handshake and a message; there are up to 1,024 of them.
-const STACK: usize = 256 << 10;
+pub(super) const LAST_WORD: Duration = Duration::from_secs(5);
+/// For how long who has failed in the first round waits for the others, to tell them: a scheduler starts all within that.
+pub(super) const LINGER_MAX: Duration = Duration::from_secs(20);
+/// Of one node's cause, bytes; its own log has all.
+const CAUSE_LEN_MAX: usize = 4 << 10;
+/// Of a verdict, so that it is far shorter than the longest message.
+const CAUSES_MAX: usize = 32;
+const NAMES_SHOWN: usize = 8;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::atomic::{AtomicU16, Ordering};
 
-    fn party(names: &[&str], me: usize, port: u16, key: u8) -> Party {
-        Party {
-            hosts: names.iter().map(ToString::to_string).collect(),
-            me,
-            first: "127.0.0.1".into(),
-            ports: vec![port, port + 1],
-            key: Key::new([key; 32]),
-            verb: "sealfs job up",
+    /// Where a test's parties meet: an address that no other process has, and ports of which no connection of this one's
+    /// can be given one, for they are below those that the kernel gives away.
+    #[derive(Clone)]
+    struct Place {
+        host: String,
+        ports: Vec<u16>,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            static NEXT: AtomicU16 = AtomicU16::new(20_000);
+            // A pid has at most 22 bits.
+            let [_, b, c, d] = (std::process::id() | 1 << 23).to_be_bytes();
+            let port = NEXT.fetch_add(8, Ordering::Relaxed);
+            Self { host: format!("127.{b}.{c}.{d}"), ports: (port..port + 8).collect() }
+        }
+
+        fn party(&self, names: &[&str], me: usize, key: u8) -> Party {
+            Party {
+                hosts: names.iter().map(ToString::to_string).collect(),
+                me,
+                first: self.host.clone(),
+                ports: self.ports.clone(),
+                key: Key::new([key; 32]),
+                verb: "sealfs job up",
+            }
+        }
+
+        fn open(&self, names: &[&str], me: usize) -> Meeting {
+            Meeting::open(self.party(names, me, 1), soon()).unwrap()
         }
     }
 
-    /// Two ports of which nobody listens on the first one for now.
-    fn port() -> u16 {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap().port().min(65_000)
-    }
-
     fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(30)
+        Instant::now() + Duration::from_secs(60)
     }
 
-    fn never(_: &[String]) -> Part {
+    fn never(_: &[String]) -> Result<String, Blame> {
         unreachable!("the first node decides")
+    }
+
+    fn gives(text: &str) -> impl FnOnce(&Stop) -> Part + Send + 'static {
+        let part = Ok(text.to_string());
+        move |_| part
+    }
+
+    fn fails(text: &str) -> impl FnOnce(&Stop) -> Part + Send + 'static {
+        let part = Err(text.to_string());
+        move |_| part
+    }
+
+    fn all(parts: &[String]) -> Result<String, Blame> {
+        Ok(parts.join("+"))
     }
 
     #[test]
     fn everybody_gets_the_verdict_over_all_parts_in_the_order_of_the_hosts() {
-        let (names, port) = (["a", "b", "c"], port());
-        let others: Vec<_> = [2, 1]
-            .map(|me| {
-                thread::spawn(move || {
-                    let mut meeting = Meeting::open(party(&names, me, port, 1)).unwrap();
-                    let one = meeting.round(Ok(names[me].into()), soon(), never);
-                    let two = meeting.round(Ok("x".into()), soon(), never);
-                    [one, two]
-                })
+        let (names, place) = (["a", "b", "c"], Place::new());
+        let others = [2, 1].map(|me| {
+            let mut meeting = place.open(&names, me);
+            thread::spawn(move || {
+                let one = meeting.round(soon(), gives(names[me]), never);
+                [one, meeting.round(soon(), gives("x"), never)]
             })
-            .into();
-        let mut meeting = Meeting::open(party(&names, 0, port, 1)).unwrap();
-        let join = |all: &[String]| Ok(all.join("+"));
-        let one = meeting.round(Ok("a".into()), soon(), join);
-        let two = meeting.round(Ok("y".into()), soon(), join);
+        });
+        let mut meeting = place.open(&names, 0);
+        let one = meeting.round(soon(), gives("a"), all);
+        let two = meeting.round(soon(), gives("y"), all);
         assert_eq!([&one, &two], [&Ok("a+b+c".to_string()), &Ok("y+x+x".to_string())]);
         for other in others {
             assert_eq!(other.join().unwrap(), [one.clone(), two.clone()]);
@@ -636,84 +407,223 @@ mod tests {
     }
 
     #[test]
-    fn one_who_fails_is_named_to_all() {
-        let (names, port) = (["a", "b"], port());
-        let other = thread::spawn(move || {
-            let mut meeting = Meeting::open(party(&names, 1, port, 1)).unwrap();
-            meeting.round(Err("no disk".into()), soon(), never)
+    fn one_who_fails_is_named_to_all_and_all_others_stop() {
+        let (names, place) = (["a", "b", "c"], Place::new());
+        let mut failing = place.open(&names, 1);
+        let failing = thread::spawn(move || failing.round(soon(), fails("no disk"), never));
+        // Has something to do for ever.
+        let sleeps = |stop: &Stop| {
+            let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+            Err(stop.wait(&mut child, soon()).unwrap_err())
+        };
+        let mut busy = place.open(&names, 2);
+        let busy = thread::spawn(move || {
+            let told = busy.round(soon(), sleeps, never);
+            (busy.fault(String::new()).whose, told)
         });
-        let mut meeting = Meeting::open(party(&names, 0, port, 1)).unwrap();
-        let told = meeting.round(Ok(String::new()), soon(), never);
+        let mut meeting = place.open(&names, 0);
+        let told = meeting.round(soon(), sleeps, never);
         assert_eq!(told, Err("b: no disk".into()));
-        assert_eq!(other.join().unwrap(), told);
+        assert_eq!(meeting.fault(String::new()).whose, Whose::Others);
+        assert_eq!(failing.join().unwrap(), told);
+        assert_eq!(busy.join().unwrap(), (Whose::Others, told));
     }
 
     #[test]
-    fn who_is_missing_is_named_and_who_has_come_is_told() {
-        let (names, port) = (["a", "b", "c"], port());
-        let other = thread::spawn(move || {
-            let mut meeting = Meeting::open(party(&names, 1, port, 1)).unwrap();
-            meeting.round(Ok(String::new()), soon(), never)
+    fn a_first_node_that_has_failed_stays_to_say_so() {
+        let (names, place) = (["a", "b"], Place::new());
+        let mut first = place.open(&names, 0);
+        let failing = thread::spawn(move || {
+            let told = first.round(soon(), fails("no disk"), never);
+            (first.fault(String::new()).whose, told)
         });
-        let mut meeting = Meeting::open(party(&names, 0, port, 1)).unwrap();
+        let mut late = place.open(&names, 1);
+        let told = late.round(soon(), gives(""), never);
+        assert_eq!(told, Err("a: no disk".into()));
+        assert_eq!(failing.join().unwrap(), (Whose::Own, told));
+    }
+
+    #[test]
+    fn one_who_fails_and_finds_no_first_node_says_its_own_cause() {
+        let place = Place::new();
+        let mut meeting = place.open(&["a", "b"], 1);
+        let until = Instant::now() - LAST_WORD;
+        assert_eq!(meeting.round(until, fails("no disk"), never), Err("no disk".into()));
+    }
+
+    #[test]
+    fn who_is_missing_is_named_with_the_port_and_who_has_come_is_told() {
+        let (names, place) = (["a", "b", "c"], Place::new());
+        // The first candidate is another program's.
+        let _taken = TcpListener::bind((place.host.as_str(), place.ports[0])).unwrap();
+        let mut other = place.open(&names, 1);
+        let other = thread::spawn(move || other.round(soon(), gives(""), never));
+        let mut meeting = place.open(&names, 0);
         let until = Instant::now() + Duration::from_secs(1);
-        let told = meeting.round(Ok(String::new()), until, never).unwrap_err();
+        let told = meeting.round(until, gives(""), never).unwrap_err();
         assert!(told.contains("c never joined"), "{told}");
+        assert!(told.contains(&format!("on port {}?", place.ports[1])), "{told}");
         let heard = other.join().unwrap().unwrap_err();
         assert!(heard.contains("never joined") || heard.contains("is lost"), "{heard}");
     }
 
     #[test]
-    fn one_who_dies_between_two_rounds_is_noticed_at_once_and_others_are_heard_out_if_wanted() {
-        for is_patient in [false, true] {
-            let (names, port) = (["a", "b", "c"], port());
-            let others: Vec<_> = [1, 2]
-                .map(|me| {
-                    thread::spawn(move || {
-                        let mut meeting = Meeting::open(party(&names, me, port, 1)).unwrap();
-                        meeting.round(Ok(String::new()), soon(), never).unwrap();
-                        (me == 2).then(|| meeting.round(Ok("c".into()), soon(), never))
-                    })
-                })
-                .into();
-            let mut meeting = Meeting::open(party(&names, 0, port, 1)).unwrap();
-            meeting.round(Ok(String::new()), soon(), |_| Ok(String::new())).unwrap();
-            let told = if is_patient {
-                meeting.patient_round(Ok("a".into()), soon(), |parts| {
-                    assert_eq!((&parts[0], &parts[2]), (&Ok("a".into()), &Ok("c".into())));
-                    parts[1].clone()
-                })
-            } else {
-                meeting.round(Ok(String::new()), soon(), never)
+    fn one_who_dies_between_two_rounds_is_noticed_at_once() {
+        let (names, place) = (["a", "b", "c"], Place::new());
+        let others = [1, 2].map(|me| {
+            let mut meeting = place.open(&names, me);
+            thread::spawn(move || {
+                meeting.round(soon(), gives(""), never).unwrap();
+                (me == 2).then(|| meeting.round(soon(), gives("c"), never))
+            })
+        });
+        let mut meeting = place.open(&names, 0);
+        meeting.round(soon(), gives(""), all).unwrap();
+        let told = meeting.round(soon(), gives(""), never).unwrap_err();
+        assert!(told.starts_with("b is lost: the connection broke"), "{told}");
+        for heard in others.into_iter().filter_map(|other| other.join().unwrap()) {
+            assert_eq!(heard, Err(told.clone()));
+        }
+    }
+
+    #[test]
+    fn all_are_heard_out_where_that_is_wanted_and_the_first_one_finishes_for_those_that_wait() {
+        let (names, place) = (["a", "b", "c", "d"], Place::new());
+        let others = [1, 2].map(|me| {
+            let mut meeting = place.open(&names, me);
+            let part = if me == 1 { Err("no room".to_string()) } else { Ok("c".into()) };
+            let mine = move |_: &Stop| part;
+            thread::spawn(move || {
+                let parts = meeting.patient_round(soon(), soon(), mine);
+                (parts, meeting.first_alone(soon(), |_| unreachable!("the first node works")))
+            })
+        });
+        let mut meeting = place.open(&names, 0);
+        let absent_until = Instant::now() + Duration::from_secs(1);
+        let parts = meeting.patient_round(absent_until, soon(), gives("a"));
+        let told = parts.clone().unwrap_err();
+        assert!(told.starts_with("b: no room; d never joined"), "{told}");
+        let mut late = place.open(&names, 3);
+        let late = thread::spawn(move || late.patient_round(soon(), soon(), gives("d")));
+        let finished = meeting.first_alone(soon(), move |_| {
+            let late = late.join().unwrap();
+            assert_eq!(late, Err("d came when the others had begun without it".into()));
+            Ok("done".into())
+        });
+        assert_eq!(finished, Ok(String::new()));
+        for other in others {
+            assert_eq!(other.join().unwrap(), (parts.clone(), finished.clone()));
+        }
+    }
+
+    #[test]
+    fn one_who_starts_anew_after_the_first_round_is_told_at_once_and_named() {
+        let (names, place) = (["a", "b"], Place::new());
+        let mut before = place.open(&names, 1);
+        let before = thread::spawn(move || {
+            before.round(soon(), gives(""), never).unwrap();
+            before
+        });
+        let mut meeting = place.open(&names, 0);
+        meeting.round(soon(), gives(""), all).unwrap();
+        // The connection of the first one stands, as when its machine has lost power.
+        let before = before.join().unwrap();
+        let mut anew = place.open(&names, 1);
+        let anew = thread::spawn(move || anew.round(soon(), gives(""), never));
+        let told = meeting.round(soon(), gives(""), never);
+        assert_eq!(told, Err("b is lost: it started anew".into()));
+        let heard = anew.join().unwrap();
+        assert_eq!(heard, Err("b started anew when the job's nodes had met".into()));
+        drop(before);
+    }
+
+    #[test]
+    fn a_server_that_ends_fails_the_round_with_its_last_words() {
+        for broken in [0, 1] {
+            let (names, place) = (["a", "b"], Place::new());
+            let run = move |mut meeting: Meeting, me: usize| {
+                meeting.round(soon(), gives(""), |_| Ok(String::new())).unwrap();
+                let watch = meeting.watch();
+                let mine = move |stop: &Stop| {
+                    let mut server = std::process::Command::new("sleep");
+                    let server = server.arg(if me == broken { "0" } else { "1000" });
+                    let mut server = server.spawn().unwrap();
+                    if me == broken {
+                        watch.over(server, || "no memory".into());
+                        return Ok(String::new());
+                    }
+                    Err(stop.wait(&mut server, soon()).unwrap_err())
+                };
+                meeting.round(soon(), mine, never)
             };
-            let told = told.unwrap_err();
-            assert!(told.starts_with("b is lost: the connection broke"), "{told}");
-            for heard in others.into_iter().filter_map(|other| other.join().unwrap()) {
-                assert_eq!(heard, Err(told.clone()));
-            }
+            let other = place.open(&names, 1);
+            let other = thread::spawn(move || run(other, 1));
+            let told = run(place.open(&names, 0), 0);
+            let why = "its server has ended (exit status: 0): no memory";
+            assert_eq!(told, Err(format!("{}: {why}", names[broken])));
+            assert_eq!(other.join().unwrap(), told);
         }
     }
 
     #[test]
     fn another_jobs_meeting_on_the_first_port_is_passed_by() {
-        let (names, port) = (["a", "b"], port());
-        let _other_job = Meeting::open(party(&names, 0, port, 2)).unwrap();
-        let other = thread::spawn(move || {
-            let mut meeting = Meeting::open(party(&names, 1, port, 1)).unwrap();
-            meeting.round(Ok("b".into()), soon(), never)
-        });
-        let mut meeting = Meeting::open(party(&names, 0, port, 1)).unwrap();
-        let join = |all: &[String]| Ok(all.join("+"));
-        assert_eq!(meeting.round(Ok("a".into()), soon(), join), Ok("a+b".into()));
+        let (names, place) = (["a", "b"], Place::new());
+        let _other_job = Meeting::open(place.party(&names, 0, 2), soon()).unwrap();
+        let mut other = place.open(&names, 1);
+        let other = thread::spawn(move || other.round(soon(), gives("b"), never));
+        let mut meeting = place.open(&names, 0);
+        assert_eq!(meeting.round(soon(), gives("a"), all), Ok("a+b".into()));
         assert_eq!(other.join().unwrap(), Ok("a+b".into()));
     }
 
     #[test]
+    fn strangers_keep_nobody_out() {
+        let (names, mut place) = (["a", "b"], Place::new());
+        // Who listens at the first candidates and says nothing, longer than any handshake lasts,
+        let silent: Vec<TcpListener> = place.ports[..6]
+            .iter()
+            .map(|port| TcpListener::bind((place.host.as_str(), *port)).unwrap())
+            .collect();
+        let mut meeting = place.open(&names, 0);
+        // and who fills the meeting itself with connections that say nothing.
+        place.ports.drain(..6);
+        let at = (place.host.clone(), place.ports[0]);
+        let idle: Vec<TcpStream> =
+            (0..600).filter_map(|_| TcpStream::connect(at.clone()).ok()).collect();
+        assert!(idle.len() > 256, "{}", idle.len());
+        place.ports = (place.ports[0] - 6..place.ports[0] + 2).collect();
+        let mut other = place.open(&names, 1);
+        let began = Instant::now();
+        let other = thread::spawn(move || other.round(soon(), gives("b"), never));
+        assert_eq!(meeting.round(soon(), gives("a"), all), Ok("a+b".into()));
+        // One handshake with a silent listener would have lasted 10 s.
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        assert_eq!(other.join().unwrap(), Ok("a+b".into()));
+        drop((silent, idle));
+    }
+
+    #[test]
     fn a_first_node_that_is_not_there_is_named_with_what_to_do() {
-        let mut meeting = Meeting::open(party(&["a", "b"], 1, port(), 1)).unwrap();
-        let past = Instant::now() - LAST_WORD;
-        let error = meeting.round(Ok(String::new()), past, never).unwrap_err();
+        let mut meeting = Place::new().open(&["a", "b"], 1);
+        let until = Instant::now() + Duration::from_secs(3) - LAST_WORD;
+        let error = meeting.round(until, gives(""), never).unwrap_err();
         assert!(error.contains("a, the first node of the job, was not found"), "{error}");
-        assert!(error.contains("site key"), "{error}");
+        assert!(error.contains("refused") && error.contains("site key"), "{error}");
+        assert_eq!(meeting.fault(String::new()).absent, ["a"]);
+    }
+
+    #[test]
+    fn many_causes_and_names_make_a_text_that_can_be_told() {
+        let causes: Vec<String> =
+            (0..1_000).map(|at| format!("{at}{}", "é".repeat(9_999))).collect();
+        let text = joined(&causes);
+        assert!(text.len() < 256 << 10, "{}", text.len());
+        assert!(text.contains("31é") && text.ends_with("and 968 more nodes have failed"));
+        let names: Vec<String> = (0..1_000).map(|at| format!("n{at}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert_eq!(named(&names), "n0, n1, n2, n3, n4, n5, n6, n7 and 992 more");
+        assert_eq!(named(&names[..1]), "n0");
+        assert_eq!(ports_shown(&[5, 6, 7]), "5 to 7");
+        assert_eq!(ports_shown(&[8, 9, 1, 2]), "8 to 9 and 1 to 2");
     }
 }

@@ -6,8 +6,9 @@
 //! | `site` | what is settled for all jobs |
 //! | `state` | what stands of a job on this node, and who works on it |
 //! | `marked`, `data` | directories that jobs make; where the data lies |
-//! | `wire`, `meeting` | how the nodes of a job find and hear one another |
-//! | `node`, `holders` | this node's server and mount; who uses it |
+//! | `meeting` | how the nodes of a job find and hear one another; `door`, `finding`, `first`, `other` and `wire` are its parts |
+//! | `joining`, `reach` | what they compare before they begin; whether all reach all |
+//! | `node`, `holders`, `stop` | this node's server and mount; who uses it; how what may hang is ended |
 //! | `staging`, `hearing`, `cgroup` | files that come and go with the job, and what is said of them; the server's memory |
 //! | `up`, `down`, `reap` | the verbs |
 //! | `slurm` | the verbs under Slurm |
@@ -19,18 +20,25 @@
 
 mod cgroup;
 mod data;
+mod door;
 mod down;
+mod finding;
+mod first;
 mod hearing;
 mod holders;
 mod hostlist;
+mod joining;
 mod marked;
 mod meeting;
 mod node;
+mod other;
+mod reach;
 mod reap;
 mod site;
 pub(crate) mod slurm;
 mod staging;
 mod state;
+mod stop;
 mod up;
 mod wire;
 
@@ -88,6 +96,9 @@ pub(crate) fn up(scope: Scope, wanted: Wanted) -> Result<PathBuf, Failure> {
     }
     let process = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let (uid, gid) = wanted.owner.unwrap_or(process);
+    if !site.is_user && wanted.owner.is_none() {
+        return Err("whose job is it? Root names its user: --uid UID --gid GID".into());
+    }
     if site.is_user && (uid, gid) != process {
         return Err("--uid and --gid are for root: a user's own job is that user's".into());
     }
@@ -165,6 +176,11 @@ pub(crate) fn hosts(list: &str) -> Result<Vec<String>, Failure> {
 /// Runs a program in this process's place, in a session of its own and a control group; returns only with an error.
 pub(crate) fn detach(group: Option<&Path>, words: &[OsString]) -> Failure {
     node::detach(group, words)
+}
+
+/// Makes the root of a job's file system, mounted at `root`, a user's alone.
+pub(crate) fn give(root: &Path, uid: u32, gid: u32) -> Result<(), Failure> {
+    node::give(root, uid, gid)
 }
 
 /// A prologue's umask may be anything, and the modes of what is made are meant as they stand.

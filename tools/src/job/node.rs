@@ -5,11 +5,11 @@
 //! 2. No secret is in an argument or in the environment: both read the key from its file.
 
 use std::fs::{self, Permissions};
-use std::io;
-use std::net::{TcpListener, ToSocketAddrs};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ use super::cgroup;
 use super::marked::{self, Mark};
 use super::site::Site;
 use super::state::{self, Home, Record};
+use super::stop::Stop;
+use super::wire::lookup;
 use crate::{Failure, process};
 
 /// Log of the server.
@@ -51,15 +53,22 @@ pub(super) fn keep_logs(record: &Record) {
 }
 
 /// The first of the job's candidates that no other job of this node has and that nobody listens on.
-pub(super) fn free_port(site: &Site, home: &Home, host: &str) -> Result<u16, Failure> {
+pub(super) fn free_port(
+    site: &Site,
+    home: &Home,
+    host: &str,
+    until: Instant,
+) -> Result<u16, Failure> {
     let others = state::all(&site.state)?.into_iter().filter(|id| *id != home.id);
     // Of a job whose record cannot be read the port is not known, and found to be in use if it is.
     let record = |id: String| Home::new(&site.state, &id).ok()?.record().ok()?;
     let taken: Vec<u16> = others.filter_map(|id| Some(record(id)?.port)).collect();
     let address = site.address_of(host);
+    let found = lookup(&address, until)?;
     let mut last = String::from("all belong to other jobs");
     for port in site.server_ports(&home.id).filter(|port| !taken.contains(port)) {
-        match TcpListener::bind((address.as_str(), port)) {
+        let all: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+        match TcpListener::bind(&all[..]) {
             Ok(_) => return Ok(port),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error.to_string(),
             Err(error) => return Err(no_address(&address, &error).into()),
@@ -76,10 +85,15 @@ fn no_address(address: &str, error: &io::Error) -> String {
 }
 
 /// Refuses an address of this machine's own that others cannot reach, as Debian writes it to /etc/hosts for a machine's name.
-pub(super) fn check_reachable(site: &Site, hosts: &[String], me: usize) -> Result<(), Failure> {
+pub(super) fn check_reachable(
+    site: &Site,
+    hosts: &[String],
+    me: usize,
+    until: Instant,
+) -> Result<(), Failure> {
     let is_loopback = |host: &String| {
-        let found = (site.address_of(host).as_str(), 0).to_socket_addrs();
-        found.ok().and_then(|mut all| all.next()).map(|address| address.ip().is_loopback())
+        let found = lookup(&site.address_of(host), until).ok()?;
+        found.first().map(|address| address.is_loopback())
     };
     let other = hosts.iter().enumerate().find(|(at, _)| *at != me).map(|(_, host)| host);
     match other.and_then(is_loopback) {
@@ -106,7 +120,7 @@ pub(super) fn serve(
     record: &Record,
     list: &str,
     until: Instant,
-) -> Result<(), Failure> {
+) -> Result<Child, Failure> {
     home.write("nodes", list.as_bytes())?;
     let cluster = nodes::parse(list)?.cluster.unwrap_or_default();
     make_data(site, home, record, cluster)?;
@@ -132,10 +146,7 @@ pub(super) fn serve(
     }
     let log = server_log(record);
     let ready = process::start_node(&mut command, &log).and_then(|started| started.ready(until));
-    match ready {
-        Ok(_) => Ok(()),
-        Err(error) => Err(format!("its server failed: {error}").into()),
-    }
+    ready.map_err(|error| format!("its server failed: {error}").into())
 }
 
 fn make_data(site: &Site, home: &Home, record: &Record, cluster: ClusterId) -> Result<(), Failure> {
@@ -157,8 +168,14 @@ fn detached(group: Option<&Path>) -> Result<Command, Failure> {
     Ok(command)
 }
 
-/// Mounts; it answers when this returns.
-pub(super) fn mount(site: &Site, home: &Home, record: &Record) -> Result<(), Failure> {
+/// Mounts, unless `stop` or the time ends it; the mount answers when this returns.
+pub(super) fn mount(
+    site: &Site,
+    home: &Home,
+    record: &Record,
+    stop: &Stop,
+    until: Instant,
+) -> Result<(), Failure> {
     let log = mount_log(record);
     let opened = fs::File::options().create(true).append(true).open(&log);
     let file = opened.map_err(|error| format!("cannot open {}: {error}", log.display()))?;
@@ -171,21 +188,42 @@ pub(super) fn mount(site: &Site, home: &Home, record: &Record) -> Result<(), Fai
     command.arg(home.nodes()).arg(&record.mountpoint);
     let out = file.try_clone()?;
     command.stdin(Stdio::null()).stdout(out).stderr(file).current_dir("/");
-    let status = command.status().map_err(|error| format!("cannot start the mount: {error}"))?;
+    let mut child = command.spawn().map_err(|error| format!("cannot start the mount: {error}"))?;
+    let late = match stop.wait(&mut child, until) {
+        Ok(status) if status.success() => return Ok(()),
+        Ok(_) => String::new(),
+        Err(why) => format!("{why}; it says: "),
+    };
+    let said = process::last_line(&log);
+    Err(format!("its mount failed: {late}{said} (log: {})", log.display()).into())
+}
+
+/// Makes the root of the file system the owner's alone, unless `stop` or the time ends that: nodes may not answer.
+pub(super) fn give_root(record: &Record, stop: &Stop, until: Instant) -> Result<(), Failure> {
+    let root = &record.mountpoint;
+    let failed = |error: String| format!("cannot give {} to its user: {error}", root.display());
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["job", "give", "--uid", &record.uid.to_string()]);
+    command.args(["--gid", &record.gid.to_string()]).arg(root).current_dir("/");
+    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let status = stop.wait(&mut child, until).map_err(failed)?;
     if status.success() {
         return Ok(());
     }
-    Err(format!("its mount failed: {} (log: {})", process::last_line(&log), log.display()).into())
+    let mut said = String::new();
+    let stderr = child.stderr.take();
+    stderr.map_or(Ok(0), |mut stderr| stderr.read_to_string(&mut said))?;
+    Err(failed(said.trim().trim_start_matches("sealfs job: ").to_string()).into())
 }
 
-/// Makes the root of the file system the owner's alone.
-pub(super) fn give_root(record: &Record) -> Result<(), Failure> {
-    let root = &record.mountpoint;
-    let failed = |error: io::Error| format!("cannot give {} to its user: {error}", root.display());
+/// Makes a directory a user's alone.
+pub(super) fn give(root: &Path, uid: u32, gid: u32) -> Result<(), Failure> {
+    // The same one for both steps, whatever is unmounted meanwhile.
+    let root = fs::File::open(root)?;
     // Nobody but root may enter before it is the user's, and none but the user after.
-    fs::set_permissions(root, Permissions::from_mode(0o700)).map_err(failed)?;
+    root.set_permissions(Permissions::from_mode(0o700))?;
     if rustix::process::geteuid().is_root() {
-        chown(root, Some(record.uid), Some(record.gid)).map_err(failed)?;
+        fchown(&root, Some(uid), Some(gid))?;
     }
     Ok(())
 }

@@ -329,7 +329,7 @@ const STAGE_DEADLINE_S: u64 = 600;
 const PORT_BASE: u16 = 21_000;
 const SLOTS: u16 = 1_000;
 /// So many jobs with the same slot may start on one first node at a time, or foreign programs listen there.
-const MEETING_PORTS: usize = 8;
+const MEETING_PORTS: usize = 64;
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,14 @@ use std::time::{Duration, Instant};
 
 use super::hearing::Hearing;
 use super::state::{Home, Record};
-use crate::{Failure, process};
+use super::stop::Stop;
+use crate::Failure;
+
+impl std::fmt::Display for Pair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {} {}", self.direction, self.outer.display(), self.inner.display())
+    }
+}
 
 /// What is copied from where to where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,14 +77,24 @@ impl Pair {
 /// When staging must have ended: parts leave a tenth of the time to the rest.
 pub(super) struct Times {
     pub(super) parts: Instant,
+    /// When the first node goes on without those that began later and still copy.
+    pub(super) late: Instant,
     pub(super) all: Instant,
+    /// When nobody waits any more for a first node that is connected and says nothing: it may have begun when this node's
+    /// time was over.
+    pub(super) last: Instant,
 }
 
 impl Times {
     /// From now on, `seconds` in all.
     pub(super) fn new(seconds: u64) -> Self {
         let (now, all) = (Instant::now(), Duration::from_secs(seconds));
-        Self { parts: now + all * 9 / 10, all: now + all }
+        Self {
+            parts: now + all * 9 / 10,
+            late: now + all * 19 / 20,
+            all: now + all,
+            last: now + all * 2,
+        }
     }
 }
 
@@ -90,17 +107,17 @@ pub(super) enum Share {
     Finish,
 }
 
-/// Does this node's share of all pairs until `until`. The error names each pair that failed, and why.
+/// Does this node's share of all pairs until `until`, or until `stop` is pulled. The error names each pair that failed, and why.
 pub(super) fn copy(
     home: &Home,
     record: &Record,
     pairs: &[Pair],
     share: Share,
-    until: Instant,
-) -> Result<(), String> {
-    let done = pairs.iter().map(|pair| copy_one(home, record, pair, share, until));
+    (stop, until): (&Stop, Instant),
+) -> Result<String, String> {
+    let done = pairs.iter().map(|pair| copy_one(home, record, pair, share, (stop, until)));
     let failed: Vec<String> = done.filter_map(|one| Some(one.err()?.to_string())).collect();
-    if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+    if failed.is_empty() { Ok(String::new()) } else { Err(failed.join("; ")) }
 }
 
 fn copy_one(
@@ -108,7 +125,7 @@ fn copy_one(
     record: &Record,
     pair: &Pair,
     share: Share,
-    until: Instant,
+    (stop, until): (&Stop, Instant),
 ) -> Result<(), Failure> {
     let inner = record.mountpoint.join(&pair.inner);
     let (word, source, target) = match pair.direction {
@@ -123,7 +140,7 @@ fn copy_one(
     {
         let mut command = as_user(record, Path::new("/usr/bin/mkdir"))?;
         command.args(["-p", "--"]).arg(parent);
-        run(home, record, &mut command, until).map_err(failed)?;
+        run(home, record, &mut command, (stop, until)).map_err(failed)?;
     }
     let left = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
     let mut command = as_user(record, &std::env::current_exe()?)?;
@@ -135,12 +152,17 @@ fn copy_one(
         }
         Share::Finish => command.arg("--finish"),
     };
-    run(home, record, &mut command, until).map_err(failed)
+    run(home, record, &mut command, (stop, until)).map_err(failed)
 }
 
 /// Runs a program, whose words go to the log and to stderr; the last ones are the cause if it fails.
 /// It ends itself in time, unless it waits for a node that is dead.
-fn run(home: &Home, record: &Record, command: &mut Command, until: Instant) -> Result<(), String> {
+fn run(
+    home: &Home,
+    record: &Record,
+    command: &mut Command,
+    (stop, until): (&Stop, Instant),
+) -> Result<(), String> {
     let path = log(record);
     let failed = |error: io::Error| format!("cannot open {}: {error}", path.display());
     let log = File::options().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
@@ -150,15 +172,16 @@ fn run(home: &Home, record: &Record, command: &mut Command, until: Instant) -> R
     let mut child =
         command.spawn().map_err(|error| format!("cannot start {command:?}: {error}"))?;
     let hearing = child.stderr.take().map(|stderr| Hearing::of(stderr, log, &home.id));
-    let status = process::wait(child, until + LATE_MAX).map_err(|error| error.to_string())?;
+    let ended = stop.wait(&mut child, until + LATE_MAX);
     let lines = hearing.map_or_else(Vec::new, Hearing::last_words);
     let lines = lines.iter().map(|line| line.trim_start_matches("sealfs stage: "));
     let said = lines.collect::<Vec<_>>().join("; ");
-    match status.code() {
-        Some(0) => Ok(()),
-        Some(3) => Err(format!("the time was over first: {said}")),
-        Some(_) => Err(said),
-        None => Err(format!("it was ended, for it did not end in time or by a signal: {said}")),
+    match ended.map(|status| status.code()) {
+        Ok(Some(0)) => Ok(()),
+        Ok(Some(3)) => Err(format!("the time was over first: {said}")),
+        Ok(Some(_)) => Err(said),
+        Ok(None) => Err(format!("it was ended by a signal: {said}")),
+        Err(why) => Err(format!("it was ended, for {why}: {said}")),
     }
 }
 

@@ -1,29 +1,38 @@
 //! `sealfs job up`: brings this node's part of a job up, together with the others.
 //!
 //! ```text
-//! lock; end what an earlier run has left; record; key, mountpoint
-//! round 1    "my server's address"      the first node mints the cluster's id and makes the nodes' list
-//!            data's place, server
-//! round 2    "it is ready"              the first node mounts, makes the user owner of the root
-//!            mount
-//! round 3    "it is mounted"
-//! round 4    "my part is copied"        the first node finishes the copying (only where files are staged in)
+//! lock
+//! round 0    end what an earlier run has left; record; key, mountpoint
+//!            "my server's address, and my settings"    the first node compares, mints the cluster's id, makes the nodes' list
+//! round 1    data's place, server: "it is ready"
+//! round 2    "all servers answer me"                    the first node also mounts, makes the user owner of the root
+//! round 3    the others mount: "it is mounted"
+//! round 4    "my part is copied"                        } only where files are staged in
+//! round 5    the first node finishes the copying        }
 //! record: it is up
 //! ```
-//! 1. It succeeds on all nodes or on none: nobody returns before the last round, and who fails undoes all it has begun.
-//! 2. The path is printed last, when a program can use it.
+//! 1. Nobody returns before the last round, and who fails, or hears that another has, undoes all it has begun. A node that dies
+//!    with the last verdict on its way, or cannot write its record then, is the exception: it fails alone, and the others
+//!    have a job that misses a server; `down`, which the scheduler runs everywhere, ends that.
+//! 2. The path is printed last, when a program can use it: a server that ends before is noticed by its own node in any round,
+//!    one that cannot be reached by those that do not reach it in round 2.
+//! 3. Nothing takes longer than the deadline, but what is undone after it.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::data::Data;
 use super::down::{check_not_kept, tear_down};
+use super::joining::{self, Joining};
 use super::meeting::{Fault, Meeting, Party, Whose};
+use super::reach::{self, Report};
 use super::site::{Site, Store};
 use super::staging::{self, Pair, Share};
 use super::state::{self, Home, Intent, Record};
+use super::stop::Stop;
 use super::{cgroup, node};
-use crate::Failure;
 use crate::place::trusted;
+use crate::{Failure, process};
 
 /// What `up` is told beside the settings.
 pub(super) struct Wanted {
@@ -41,45 +50,168 @@ pub(super) struct Wanted {
 /// Brings the job up; returns its record.
 pub(super) fn up(site: &Site, wanted: Wanted) -> Result<Record, Failure> {
     let until = Instant::now() + Duration::from_secs(site.deadline_s);
+    // Without the key the others would not listen.
     let site_key = sealfs_client::read_key(&site.site_key)?;
-    node::check_reachable(site, &wanted.hosts, wanted.me)?;
     let mut site = site.clone();
     site.state = trusted(&site.state, 0o700)?;
     site.mount = trusted(&site.mount, 0o755)?;
     let home = Home::new(&site.state, &wanted.id)?;
-    // While a `down` of an earlier run works, this waits for it.
+    // While a `down` of an earlier run works, this waits for it. Who does not get the lock is silent: another run has it.
     let lock = home.lock(Intent::Take, until)?;
-    check_not_kept(&home)?;
-    tear_down(&site, &home).map_err(|error| format!("of an earlier run is left: {error}"))?;
     let list = wanted.hosts.join(",");
     let job_key = site_key.derived(b"sealfs job", &[home.id.as_bytes(), list.as_bytes()]);
-    let meeting_key = job_key.derived(b"sealfs job meeting", &[b"up"]);
     let party = Party {
         first: site.address_of(&wanted.hosts[0]),
         ports: site.meeting_ports(&home.id),
         hosts: wanted.hosts.clone(),
         me: wanted.me,
-        key: meeting_key,
+        key: job_key.derived(b"sealfs job meeting", &[b"up"]),
         verb: "sealfs job up",
     };
-    let pairs = wanted.stage_in.clone();
-    let made = write_record(&site, &home, wanted).and_then(|mut record| {
-        let mut meeting = bring_up(&site, &home, &record, party, &job_key.to_hex(), until)?;
-        stage_in(&site, &home, &record, &pairs, &mut meeting)?;
-        record.is_up = true;
-        home.set_record(&record)?;
-        Ok(record)
-    });
-    let made = made.map_err(|error| match tear_down(&site, &home).and_then(|()| home.remove()) {
-        Ok(()) => error,
-        Err(left) => format!("{error}; and what was begun is not all undone: {left}").into(),
+    let run = Run { site: &site, home: &home, key_hex: &job_key.to_hex(), until };
+    let meeting = Meeting::open(party, until).map_err(Failure::from);
+    let made = meeting.and_then(|meeting| run.bring_up(meeting, &wanted));
+    let made = made.map_err(|error| match home.record() {
+        // It was kept, or cannot be read, and is no part of this run.
+        Ok(Some(Record { is_kept: true, .. })) | Err(_) => error,
+        // Without a record nothing was begun; the directory goes if it is empty.
+        Ok(None) => {
+            let _ = home.remove();
+            error
+        }
+        Ok(Some(_)) => match tear_down(&site, &home).and_then(|()| home.remove()) {
+            Ok(()) => error,
+            Err(left) => format!("{error}; and what was begun is not all undone: {left}").into(),
+        },
     });
     drop(lock);
     made
 }
 
+/// A job that is coming up.
+struct Run<'a> {
+    site: &'a Site,
+    home: &'a Home,
+    key_hex: &'a str,
+    until: Instant,
+}
+
+impl Run<'_> {
+    /// The rounds; see above.
+    fn bring_up(&self, mut meeting: Meeting, wanted: &Wanted) -> Result<Record, Failure> {
+        let Self { site, home, until, .. } = *self;
+        let mut record = None;
+        let list = self.join(&mut meeting, wanted, &mut record);
+        let list = list.map_err(|text| meeting.fault(text))?;
+        let mut record = record.ok_or("a node that has joined has a record")?;
+        let watch = meeting.watch();
+        let ready = meeting.round(
+            until,
+            |_| {
+                let server = node::serve(site, home, &record, &list, until).map_err(told)?;
+                let log = node::server_log(&record);
+                watch.over(server, move || process::last_line(&log));
+                tracing::info!("job {}: the server is ready", home.id);
+                Ok(String::new())
+            },
+            |_| Ok(String::new()),
+        );
+        ready.map_err(|text| meeting.fault(text))?;
+        self.mount(&mut meeting, &record)?;
+        stage_in(site, home, &record, &wanted.stage_in, &mut meeting)?;
+        record.is_up = true;
+        home.set_record(&record)?;
+        Ok(record)
+    }
+
+    /// Round 0: returns the nodes' list.
+    fn join(
+        &self,
+        meeting: &mut Meeting,
+        wanted: &Wanted,
+        record: &mut Option<Record>,
+    ) -> Result<String, String> {
+        let Self { site, home, until, .. } = *self;
+        let addresses: Vec<String> =
+            wanted.hosts.iter().map(|host| site.address_of(host)).collect();
+        let mut begin = || -> Result<String, Failure> {
+            node::check_reachable(site, &wanted.hosts, wanted.me, until)?;
+            check_not_kept(home)?;
+            tear_down(site, home).map_err(|error| format!("of an earlier run is left: {error}"))?;
+            let new = write_record(site, home, wanted, until)?;
+            node::prepare(home, &new, self.key_hex)?;
+            let joining = Joining { port: new.port, settings: settings(site, wanted) };
+            *record = Some(new);
+            Ok(serde_json::to_string(&joining)?)
+        };
+        let decide = |parts: &[String]| joining::nodes_list(&wanted.hosts, &addresses, parts);
+        meeting.round(until, |_| begin().map_err(told), decide)
+    }
+
+    /// Rounds 2 and 3.
+    fn mount(&self, meeting: &mut Meeting, record: &Record) -> Result<(), Failure> {
+        let Self { site, home, until, .. } = *self;
+        let is_first = record.me == 0;
+        // What does not answer then can still be asked for.
+        let mounting_until = |now: Instant| now + until.saturating_duration_since(now) * 3 / 4;
+        let mount = |stop: &Stop| -> Result<Report, Failure> {
+            let by = mounting_until(Instant::now());
+            let mut mounted = node::mount(site, home, record, stop, by);
+            if is_first {
+                mounted = mounted.and_then(|()| node::give_root(record, stop, by));
+            }
+            match mounted {
+                Ok(()) => Ok(Report::default()),
+                Err(failed) => Report::after(failed, (site, home, record), until),
+            }
+        };
+        let judge = |parts: &[String]| reach::judged(&record.hosts, parts);
+        let reached = |stop: &Stop| {
+            let report = Report::new(site, home, record, until);
+            let report = report.and_then(|report| {
+                if is_first && report.is_good() { mount(stop) } else { Ok(report) }
+            });
+            report.map(|report| report.part()).map_err(told)
+        };
+        let all_reached = meeting.round(until, reached, judge);
+        all_reached.map_err(|text| meeting.fault(text))?;
+        let mounted = |stop: &Stop| {
+            let report = if is_first { Ok(Report::default()) } else { mount(stop) };
+            report.map(|report| report.part()).map_err(told)
+        };
+        let all_mounted = meeting.round(until, mounted, judge);
+        all_mounted.map_err(|text| meeting.fault(text))?;
+        Ok(())
+    }
+}
+
+fn told(error: Failure) -> String {
+    error.to_string()
+}
+
+/// What must be the same on all nodes.
+fn settings(site: &Site, wanted: &Wanted) -> BTreeMap<String, String> {
+    let word = |word: &Option<String>| word.clone().unwrap_or_default();
+    let pairs: Vec<String> = wanted.stage_in.iter().map(ToString::to_string).collect();
+    let all = [
+        ("release", env!("CARGO_PKG_VERSION").to_string()),
+        ("uid", wanted.uid.to_string()),
+        ("gid", wanted.gid.to_string()),
+        (joining::CHUNK, word(&site.words.chunk)),
+        ("transport", word(&site.words.transport)),
+        ("durability", word(&site.words.durability)),
+        ("stage-in", pairs.join(", ")),
+    ];
+    all.map(|(name, value)| (name.to_string(), value)).into()
+}
+
 /// Decides where everything will be, and writes it down.
-fn write_record(site: &Site, home: &Home, wanted: Wanted) -> Result<Record, Failure> {
+fn write_record(
+    site: &Site,
+    home: &Home,
+    wanted: &Wanted,
+    until: Instant,
+) -> Result<Record, Failure> {
     let data_root = || site.data_root();
     let data = match &site.store {
         Store::Below(_) => Data::Directory(data_root()?.join(&home.id)),
@@ -92,11 +224,11 @@ fn write_record(site: &Site, home: &Home, wanted: Wanted) -> Result<Record, Fail
     let cgroup = site.memory_max.map(|_| cgroup::place(&home.id, &wanted.hosts[wanted.me]));
     // Until the record is written, no other job may see the port as free.
     let ports = state::lock_ports(&site.state)?;
-    let port = node::free_port(site, home, &wanted.hosts[wanted.me])?;
+    let port = node::free_port(site, home, &wanted.hosts[wanted.me], until)?;
     let record = Record {
         version: state::RECORD_VERSION,
         id: home.id.clone(),
-        hosts: wanted.hosts,
+        hosts: wanted.hosts.clone(),
         me: wanted.me,
         uid: wanted.uid,
         gid: wanted.gid,
@@ -124,37 +256,7 @@ fn memory(site: &Site, home: &Home) -> Result<std::path::PathBuf, Failure> {
     Ok(trusted(&site.shared_memory(), 0o700)?.join(&home.id))
 }
 
-/// The rounds; see above.
-fn bring_up(
-    site: &Site,
-    home: &Home,
-    record: &Record,
-    party: Party,
-    key_hex: &str,
-    until: Instant,
-) -> Result<Meeting, Failure> {
-    let Record { hosts, me, port, .. } = record;
-    let addresses: Vec<String> = hosts.iter().map(|host| site.address_of(host)).collect();
-    node::prepare(home, record, key_hex)?;
-    let mut meeting = Meeting::open(party)?;
-    let mine = Ok(port.to_string());
-    let list = meeting
-        .round(mine, until, |ports| nodes_list(&addresses, ports, site.words.chunk.as_deref()))
-        .map_err(|text| meeting.fault(text))?;
-    let mine = node::serve(site, home, record, &list, until).map_err(|error| error.to_string());
-    let ready = meeting.round(mine.map(|()| String::new()), until, |_| {
-        let mounted = node::mount(site, home, record).and_then(|()| node::give_root(record));
-        mounted.map(|()| String::new()).map_err(|error| error.to_string())
-    });
-    ready.map_err(|text| meeting.fault(text))?;
-    let mine = if *me == 0 { Ok(()) } else { node::mount(site, home, record) };
-    let mine = mine.map(|()| String::new()).map_err(|error| error.to_string());
-    let mounted = meeting.round(mine, until, |_| Ok(String::new()));
-    mounted.map_err(|text| meeting.fault(text))?;
-    Ok(meeting)
-}
-
-/// Round 4, if there is anything to copy.
+/// Rounds 4 and 5, if there is anything to copy.
 fn stage_in(
     site: &Site,
     home: &Home,
@@ -166,49 +268,20 @@ fn stage_in(
         return Ok(());
     }
     let times = staging::Times::new(site.stage_deadline_s);
-    let mine = staging::copy(home, record, pairs, Share::Mine, times.parts);
-    let staged = meeting.round(mine.map(|()| String::new()), times.all, |_| {
-        let finished = staging::copy(home, record, pairs, Share::Finish, times.all);
-        finished.map(|()| String::new())
-    });
-    // The nodes have done what is theirs; what cannot be copied is the job's.
-    staged.map_err(|text| Fault { whose: Whose::Jobs, absent: Vec::new(), text })?;
+    let copy = |share, stop: &Stop, until| staging::copy(home, record, pairs, share, (stop, until));
+    let mine = |stop: &Stop| copy(Share::Mine, stop, times.parts);
+    let finish = |stop: &Stop| match record.me {
+        0 => copy(Share::Finish, stop, times.all),
+        _ => Ok(String::new()),
+    };
+    let nothing = |_: &[String]| Ok(String::new());
+    let staged = meeting
+        .round(times.all, mine, nothing)
+        .and_then(|_| meeting.round(times.all, finish, nothing));
+    staged.map_err(|text| match meeting.is_broken() {
+        true => meeting.fault(text),
+        // The nodes have done what is theirs; what cannot be copied is the job's.
+        false => Fault { whose: Whose::Jobs, absent: Vec::new(), text },
+    })?;
     Ok(())
-}
-
-/// The nodes' list of a new cluster.
-fn nodes_list(
-    addresses: &[String],
-    ports: &[String],
-    chunk: Option<&str>,
-) -> Result<String, String> {
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).map_err(|error| format!("no random bytes: {error}"))?;
-    let cluster = sealfs_proto::ClusterId(id);
-    let mut list = format!("cluster={cluster}\n");
-    if let Some(chunk) = chunk {
-        list.push_str(&format!("chunk={chunk}\n"));
-    }
-    for ((id, address), port) in (1..).zip(addresses).zip(ports) {
-        let port: u16 = port.parse().map_err(|_| format!("port {port:?} is no number"))?;
-        list.push_str(&format!("{id}@{address}:{port}\n"));
-    }
-    sealfs_proto::nodes::parse(&list).map_err(|error| error.to_string())?;
-    Ok(list)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_run_has_a_cluster_of_its_own() {
-        let words = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let list = || nodes_list(&words(&["a", "b"]), &words(&["5", "6"]), Some("64K")).unwrap();
-        let parsed = sealfs_proto::nodes::parse(&list()).unwrap();
-        assert_eq!((parsed.nodes.len(), parsed.chunk_size), (2, 65_536));
-        assert_ne!(parsed.cluster, sealfs_proto::nodes::parse(&list()).unwrap().cluster);
-        assert!(nodes_list(&words(&["a"]), &words(&["5\n2@x:1"]), None).is_err());
-        assert!(nodes_list(&words(&["a"]), &words(&["5"]), Some("3K")).is_err());
-    }
 }

@@ -41,7 +41,12 @@ impl Brought {
             launcher.words(&ranks, &all.collect::<Vec<_>>(), is_root)
         };
         let list = hosts.join(",");
-        let up = job(&["up", "--id", &id, "--hosts", &list, "--durability", "power"]);
+        let owner: &[&str] = match words.iter().any(|word| word == "--unprivileged") {
+            true => &[],
+            false => &["--uid", "0", "--gid", "0"],
+        };
+        let up = ["up", "--id", &id, "--hosts", &list, "--durability", "power"];
+        let up = job(&[&up, owner].concat());
         let state = PathBuf::from("/run/sealfs/jobs").join(&id);
         writeln!(io::stderr(), "bringing a file system up on {list}")?;
         let mut brought = Self {
