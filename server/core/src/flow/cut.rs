@@ -77,7 +77,7 @@ async fn discard(world: &Rc<World>, cut: Cut, first: bool) {
     // What is empty has no blocks, whatever a first try has freed already. Where all is known the sum is right, also if a
     // writer's settlement is still on its way.
     let blocks = world.with(shard, |state| match state.inode(ino) {
-        Some(inode) if from == 0 && !(first && freed.exact) => -inode.attr.blocks,
+        Some(inode) if from == 0 && !(first && freed.exact) => inode.attr.blocks.saturating_neg(),
         _ => freed.blocks,
     });
     let (now, change) = (world.now.get().wall, Change::CutDone { ino, blocks });
