@@ -156,13 +156,23 @@ fn has_ended(process: &OwnedFd, until: Instant) -> Result<bool, Failure> {
 
 /// Ends all processes whose stderr or stdin is the file `log`, see [`end`].
 pub(crate) fn end_writers(log: &Path, patience: Duration) -> Result<(), Failure> {
-    for pid in writing_to(log)? {
-        end(pid, patience, || writing_to(log).is_ok_and(|found| found.contains(&pid)))
-            .map_err(|error| format!("process {}: {error}", pid.as_raw_nonzero()))?;
+    // Those that one of them started while they were looked for are found in the next round.
+    for _ in 0..ROUNDS_MAX {
+        let found = writing_to(log)?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        for pid in found {
+            end(pid, patience, || writing_to(log).is_ok_and(|found| found.contains(&pid)))
+                .map_err(|error| format!("process {}: {error}", pid.as_raw_nonzero()))?;
+        }
     }
-    Ok(())
+    Err(format!("processes that have {} open start others faster than they end", log.display())
+        .into())
 }
 
+/// How often those are looked for that are to end.
+const ROUNDS_MAX: u32 = 100;
 const UNKILLABLE: &str = "does not end, not even by SIGKILL: it waits in the kernel for something that does not answer, \
                           as `cat /proc/PID/stack` tells";
 /// What the kernel may take to end a process that it is told to.
