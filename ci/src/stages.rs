@@ -68,7 +68,7 @@ pub(crate) const STAGES: &[Stage] = &[
     Stage {
         name: "unit",
         what: "unit tests, the transport suite over mem and tcp, golden bytes",
-        budget_min: 6,
+        budget_min: 8,
         quick: true,
         run: unit,
     },

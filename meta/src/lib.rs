@@ -35,7 +35,7 @@ pub use apply::{Applied, Effect, apply};
 pub use plan::{
     Asked, Facts, Planned, Question, Refused, Target, plan, plan_reclaim, plan_settle_write,
 };
-pub use read::{read, waits};
+pub use read::{read, waits, walk_waits};
 pub use record::{Answer, AttrChange, Change, KIND_VERSION, Origin, Record, Times};
 pub use state::{
     Body, Directory, DirectoryEntry, Inode, Kept, Range, RootOptions, State, Unlinked,

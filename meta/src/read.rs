@@ -32,8 +32,7 @@ pub fn read(state: &State, request: &Request) -> Result<Reply, Errno> {
 
 /// The prepared transactions whose decisions matter for what the request looks at: for `Lookup`, `List`, `Stat` and
 /// `Parent`; and for every request of an inode that is being made. Until decided, the present is the truth: so keys that
-/// this shard's own open transactions hold do not matter, and of others the coordinator must be asked. But who asks for a
-/// directory's parent may be about to move another one below it: a move that is not decided matters, whoever's it is.
+/// this shard's own open transactions hold do not matter, and of others the coordinator must be asked.
 #[must_use]
 pub fn waits(state: &State, request: &Request) -> BTreeSet<TxId> {
     let inode = |ino: Ino| state.holds.of(&Key::inode(ino));
@@ -45,9 +44,15 @@ pub fn waits(state: &State, request: &Request) -> BTreeSet<TxId> {
         _ => (None, None),
     };
     let entries = dir.into_iter().flat_map(|dir| state.holds.entries_of(dir));
-    let any = matches!(request, Request::Parent { .. });
-    let holds = one.into_iter().chain(entries).filter(|hold: &Hold| any || !hold.own);
+    let holds = one.into_iter().chain(entries).filter(|hold: &Hold| !hold.own);
     holds.map(|hold| hold.tx).chain(making(state, request)).collect()
+}
+
+/// As [`waits`], for a node that walks up the tree from the directory `ino`, to move another one below it: a move that is not
+/// decided matters, whoever's it is.
+#[must_use]
+pub fn walk_waits(state: &State, ino: Ino) -> BTreeSet<TxId> {
+    state.holds.of(&Key::inode(ino)).map(|hold| hold.tx).into_iter().collect()
 }
 
 /// The prepared transaction that makes the inode of the request. Its coordinator may have decided and answered already, so

@@ -436,6 +436,25 @@ mod tests {
     }
 
     #[test]
+    fn a_walk_waits_for_a_move_that_is_not_decided_whoever_makes_it() {
+        let mut world = World::new();
+        let (from, to) = (directory_in(&mut world, 0), directory_in(&mut world, 1));
+        let mut names = (0..).map(|number| format!("m{number}"));
+        let fits = |name: &String| directory_shard(from, name.as_bytes(), 4) == ShardId(0);
+        let name = names.find(fits).expect("there are many names");
+        let moved = world.mkdir(from, &name);
+        let (who, name, target_name) = (Who::root(), name.clone().into_bytes(), name.into_bytes());
+        let (dir, target_dir, flag) = (from, to, RenameFlag::Replace);
+        let rename = Request::Rename { who, dir, name, target_dir, target_name, flag };
+        let (transaction, tx) = prepared(&mut world, &rename);
+        let present = crate::waits(&world.states[0], &Request::Parent { ino: moved });
+        assert!(present.is_empty(), "a client is told the present");
+        assert_eq!(crate::walk_waits(&world.states[0], moved), [tx].into());
+        world.append(ShardId(0), transaction.decide(tx, &[]));
+        assert!(crate::walk_waits(&world.states[0], moved).is_empty());
+    }
+
+    #[test]
     fn reads_wait_for_a_prepared_key_but_not_for_the_coordinators_own() {
         let (mut world, request) = change_with(1);
         let (transaction, tx) = prepared(&mut world, &request);

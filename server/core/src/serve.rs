@@ -12,7 +12,7 @@
 
 use std::rc::Rc;
 
-use sealfs_meta::{Effect, Facts, Kept, Origin, Planned, Refused, plan, read, waits};
+use sealfs_meta::{Effect, Facts, Kept, Origin, Planned, Refused, plan, read};
 use sealfs_proto::{Errno, Ino, Reply, Request, ShardId, Status};
 use sealfs_transport::Peer;
 
@@ -82,8 +82,10 @@ pub(crate) fn serve(world: &Rc<World>, job: Job) {
 /// A request that reads names or attributes. Where a key is held the coordinator is asked whether it has decided.
 fn look(world: &Rc<World>, job: Job) {
     let shard = job.order.shard;
-    let (reply, waits) = world
-        .with(shard, |state| (read(state, &job.order.request), waits(state, &job.order.request)));
+    let is_walk = flow::tx::is_walk(world, &job);
+    let (reply, waits) = world.with(shard, |state| {
+        (read(state, &job.order.request), flow::tx::open(state, &job, is_walk))
+    });
     if waits.is_empty() {
         world.respond(job.caller, shard, reply.map_err(Status::Errno));
     } else {

@@ -391,6 +391,18 @@ impl World {
         self.respond_after(caller, batch, outcome.into());
     }
 
+    /// Whether a node asks, this one or another, and not a client.
+    pub(crate) fn is_of_node(&self, caller: &Caller) -> bool {
+        match caller {
+            Caller::Sibling { of_node, .. } => *of_node,
+            Caller::Peer(Guest { conn, .. }) => {
+                matches!(self.connections.borrow().peer(*conn), Some(Peer::Node { .. }))
+            }
+            Caller::Task(_) => true,
+            Caller::Change(_) => false,
+        }
+    }
+
     /// As [`World::respond`], for a forced step.
     pub(crate) fn respond_forced(&self, caller: Caller, shard: ShardId, outcome: Outcome) {
         if let Caller::Task(_) = caller {
@@ -415,13 +427,7 @@ impl World {
         if let Caller::Task(_) = caller {
             return self.deliver(Leaving::Answer(caller, outcome));
         }
-        let is_step = match &caller {
-            Caller::Sibling { of_node, .. } => *of_node,
-            Caller::Peer(Guest { conn, .. }) => {
-                matches!(self.connections.borrow().peer(*conn), Some(Peer::Node { .. }))
-            }
-            _ => false,
-        };
+        let is_step = self.is_of_node(&caller);
         let raised = self.raise_shown(&outcome);
         let answer = Leaving::Answer(caller, outcome);
         let open = {

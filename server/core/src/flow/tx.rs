@@ -10,9 +10,10 @@
 //! 3. A participant never gives up a prepared share by itself: it asks the coordinator again and again.
 //! 4. Nobody waits holding keys: a participant whose key is held answers EAGAIN.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use sealfs_meta::{Refused, Transaction, forget, prepare, read, resolve, waits};
+use sealfs_meta::{Refused, State, Transaction, forget, prepare, read, resolve, waits, walk_waits};
 use sealfs_proto::{Errno, Reply, Request, ShardId, Status, TxId};
 use sealfs_transport::tasks::join_all;
 
@@ -201,6 +202,19 @@ fn settle(world: &Rc<World>, shard: ShardId, tx: TxId, commit: bool) -> Result<(
     Ok(())
 }
 
+/// Whether a node walks up the tree, see [`rename::walk`].
+pub(crate) fn is_walk(world: &World, job: &Job) -> bool {
+    matches!(job.order.request, Request::Parent { .. }) && world.is_of_node(&job.caller)
+}
+
+/// The transactions whose decisions matter for what the request reads.
+pub(crate) fn open(state: &State, job: &Job, is_walk: bool) -> BTreeSet<TxId> {
+    match job.order.request {
+        Request::Parent { ino } if is_walk => walk_waits(state, ino),
+        _ => waits(state, &job.order.request),
+    }
+}
+
 /// Answers a request that reads what prepared transactions hold. A transaction that is not decided now was not decided
 /// when the answer was read: that is the truth then, and nobody waits until nobody changes anything. Only a walk up the
 /// tree waits for the decision, for it goes on from what it has read.
@@ -209,10 +223,10 @@ pub(crate) fn look(world: &Rc<World>, job: Job) {
     world.spawner.spawn(async move {
         let (world, shard, begun) = (&task, job.order.shard, task.now.get().mono);
         let request = &job.order.request;
-        let is_walk = matches!(request, Request::Parent { .. });
+        let is_walk = is_walk(world, &job);
         loop {
             let (reply, holding) =
-                world.with(shard, |state| (read(state, request), waits(state, request)));
+                world.with(shard, |state| (read(state, request), open(state, &job, is_walk)));
             let asks =
                 holding.iter().map(|&tx| world.ask(tx.coordinator, Request::Decision { tx }));
             let mut unknown = false;
