@@ -9,8 +9,10 @@
     reason = "a command line tool talks on its streams"
 )]
 
+mod command;
 mod copies;
 mod edges;
+mod packages;
 mod rules;
 mod stages;
 mod vm;

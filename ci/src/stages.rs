@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use crate::{edges, rules, vm};
+use crate::command::run;
+use crate::{edges, packages, rules, vm};
 
 /// Why a stage failed, for a person.
 pub(crate) type Outcome = Result<(), String>;
@@ -154,7 +155,7 @@ pub(crate) const STAGES: &[Stage] = &[
         what: "a real Slurm of four nodes: prologue, epilogue, staging, and what can go wrong",
         budget_min: 8,
         quick: false,
-        run: || mount("slurm"),
+        run: slurm,
     },
     Stage {
         name: "vm",
@@ -204,6 +205,12 @@ fn mount(name: &str) -> Outcome {
     nextest(&["--test", name, "-j", "1"])
 }
 
+fn slurm() -> Outcome {
+    let packages = ["slurm-wlm", "slurm-wlm-basic-plugins", "munge", "procps", "iproute2"];
+    packages::install("Slurm", &packages)?;
+    mount("slurm")
+}
+
 /// Tests of the whole workspace: a selection of packages would have other features, and all be built once more.
 fn nextest(which: &[&str]) -> Outcome {
     cargo(&[&["nextest", "run", "--workspace", "--no-fail-fast"], which].concat())
@@ -211,9 +218,4 @@ fn nextest(which: &[&str]) -> Outcome {
 
 fn cargo(args: &[&str]) -> Outcome {
     run(Command::new("cargo").args(args))
-}
-
-fn run(command: &mut Command) -> Outcome {
-    let status = command.status().map_err(|error| format!("cannot start {command:?}: {error}"))?;
-    if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}")) }
 }

@@ -12,8 +12,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::command::{output, run};
 use super::tree::{Tree, named};
+use crate::command::{output, run};
+use crate::packages::{self, apt, dpkg, update};
 
 /// Debian packages that make the image and run it.
 const PACKAGES: &[&str] = &[
@@ -66,7 +67,7 @@ pub(crate) struct Image {
 
 /// The cached image, or a new one. `cache` is a directory of ours.
 pub(crate) fn image(cache: &Path) -> Result<Image, String> {
-    install()?;
+    packages::install("what the VM needs", PACKAGES)?;
     let kernel = kernel_package()?;
     let place = cache.join(key(&kernel)?);
     if !place.exists() {
@@ -80,40 +81,6 @@ pub(crate) fn image(cache: &Path) -> Result<Image, String> {
         fs::rename(&new, &place).map_err(named(&place))?;
     }
     Ok(Image { kernel: place.join("vmlinux"), root: place.join("root.cpio") })
-}
-
-/// Installs what is missing. A machine where that cannot be done fails: skipping would look like success.
-fn install() -> Result<(), String> {
-    let listed = output(dpkg().args(PACKAGES)).unwrap_or_default();
-    let installed = listed.lines().filter(|line| line.starts_with("installed ")).count();
-    if installed == PACKAGES.len() {
-        return Ok(());
-    }
-    println!("installing what the VM needs: {}", PACKAGES.join(" "));
-    let mut command = apt();
-    command.args(["-qq", "-y", "--no-install-recommends", "install"]).args(PACKAGES);
-    command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null());
-    apt_update().and_then(|()| run(&mut command)).map_err(|error| {
-        format!(
-            "{error}\nthe VM needs these packages; as root on Debian 12 or later they can be had"
-        )
-    })
-}
-
-fn apt() -> Command {
-    let mut command = Command::new("apt-get");
-    command.args(["-o", "DPkg::Lock::Timeout=300", "-o", "APT::Sandbox::User=root"]);
-    command
-}
-
-fn apt_update() -> Result<(), String> {
-    run(apt().args(["-qq", "update"]))
-}
-
-fn dpkg() -> Command {
-    let mut command = Command::new("dpkg-query");
-    command.args(["-W", "-f", "${db:Status-Status} ${Package} ${Version}\n"]);
-    command
 }
 
 /// Name and version of the kernel's package, `linux-image-6.1.0-1-amd64=6.1.1-1`.
@@ -132,7 +99,7 @@ fn kernel_package() -> Result<String, String> {
             .ok_or(format!("{name} has no version"))?;
         Ok::<_, String>(format!("{name}={version}"))
     };
-    candidate().or_else(|_| apt_update().and_then(|()| candidate()))
+    candidate().or_else(|_| update().and_then(|()| candidate()))
 }
 
 fn key(kernel: &str) -> Result<String, String> {
@@ -170,7 +137,7 @@ fn make(place: &Path, package: &str) -> Result<(), String> {
 fn unpack_kernel(place: &Path, package: &str, unpacked: &Path) -> Result<String, String> {
     fs::create_dir_all(unpacked).map_err(named(unpacked))?;
     let download = || run(apt().args(["-qq", "download", package]).current_dir(place));
-    download().or_else(|_| apt_update().and_then(|()| download()))?;
+    download().or_else(|_| update().and_then(|()| download()))?;
     let script = "dpkg-deb --fsys-tarfile ./*.deb | tar -x -C \"$0\" ./boot ./lib; rm ./*.deb";
     run(Command::new("bash")
         .args(["-euo", "pipefail", "-c", script])

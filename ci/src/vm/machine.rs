@@ -10,8 +10,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use super::command::run;
 use super::tree::named;
+use crate::command::run;
 
 /// What a guest is started with.
 pub(crate) struct Machine<'a> {

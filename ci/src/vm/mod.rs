@@ -7,7 +7,6 @@
 //! Speed in the guest means nothing: it is emulated in software, 20 to 70 times slower. Jobs assert on results and
 //! counters, and have generous limits against hanging.
 
-mod command;
 mod image;
 mod machine;
 mod relay;
@@ -18,8 +17,8 @@ use std::io::copy;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::command::{output, run};
 use crate::stages::Outcome;
-use command::{output, run};
 use image::Image;
 use machine::{Guest, Machine};
 use relay::{ENDS, Relay};

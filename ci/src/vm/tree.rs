@@ -12,7 +12,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::command::{output, run};
+use crate::command::{output, run};
 
 /// Files that wait to be packed.
 pub(crate) struct Tree {
