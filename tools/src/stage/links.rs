@@ -4,7 +4,7 @@
 //! parts compute the same, and a source that changed has another one. So no part asks another one, and none waits.
 //!
 //! 1. What gets a name there is whole, durable and compared. Somebody may write into it later, through its name in DEST, and
-//!    a source may change within a tick of its clock. So one whose ctime is older than the run is compared once more; then
+//!    a source may change within a tick of its clock. So one whose ctime is not newer than the run is compared once more; then
 //!    its ctime is new, which tells all others.
 //! 2. Two threads of a part do not copy the same file: one says that it is [`Links::begin`]ing it, and the others put it off
 //!    until they have settled what they have begun themselves, so that nobody waits for one who waits. Two parts may copy
@@ -167,7 +167,8 @@ impl Copier<'_> {
         if size(stat) != size(now) || !is_same_time(stat, now) || !is_same_mode {
             return Ok(false);
         }
-        if (now.st_ctime, now.st_ctime_nsec) >= self.shared.began {
+        // In the tick of the clock in which the run began somebody else may have written before it.
+        if (now.st_ctime, now.st_ctime_nsec) > self.shared.began {
             return Ok(true);
         }
         let (source, opened) = open_file(&place.dir.source, &place.name, stat)?;
