@@ -478,7 +478,6 @@ numbers! { u32:
 numbers! { u64:
     INIT_ASYNC_READ = 1 << 0,
     INIT_POSIX_LOCKS = 1 << 1,
-    INIT_ATOMIC_O_TRUNC = 1 << 3,
     INIT_BIG_WRITES = 1 << 5,
     INIT_DONT_MASK = 1 << 6,
     INIT_FLOCK_LOCKS = 1 << 10,

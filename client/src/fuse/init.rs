@@ -6,7 +6,6 @@
 //! |---|---|
 //! | ASYNC_READ, ASYNC_DIO, PARALLEL_DIROPS | many requests in flight are what a cluster is good at |
 //! | BIG_WRITES, MAX_PAGES (256) | requests of 1 MiB: one default chunk |
-//! | ATOMIC_O_TRUNC | open with O_TRUNC is one request |
 //! | DO_READDIRPLUS, READDIRPLUS_AUTO | entries come with their attributes while somebody wants them |
 //! | POSIX_LOCKS, FLOCK_LOCKS | locks hold across clients |
 //! | POSIX_ACL, DONT_MASK | the shard applies the umask, for a default ACL takes its place |
@@ -18,7 +17,8 @@
 //!
 //! Not asked for: WRITEBACK_CACHE (another client would not see data that write(2) has acknowledged), EXPLICIT_INVAL_DATA
 //! (the opposite of AUTO_INVAL_DATA), NO_OPEN_SUPPORT (the shards count opens), NO_OPENDIR_SUPPORT (it also caches
-//! directories), EXPORT_SUPPORT (no NFS server is tested above), splice and passthrough (nothing to splice from),
+//! directories), ATOMIC_O_TRUNC (the kernel finds out only after the open that a program is being executed, and a file that
+//! was opened for reading and truncating is lost under it), EXPORT_SUPPORT (no NFS server is tested above), splice and passthrough (nothing to splice from),
 //! CREATE_SUPP_GROUP (groups come from /proc, all of them).
 
 use super::abi::{self, InitIn, InitOut};
@@ -33,7 +33,6 @@ const CONGESTION: u16 = MAX_BACKGROUND / 4 * 3;
 
 const WANTED: u64 = abi::INIT_ASYNC_READ
     | abi::INIT_POSIX_LOCKS
-    | abi::INIT_ATOMIC_O_TRUNC
     | abi::INIT_BIG_WRITES
     | abi::INIT_DONT_MASK
     | abi::INIT_FLOCK_LOCKS

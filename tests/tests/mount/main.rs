@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::process::Signal;
 use sealfs_tests::cluster::{Cluster, Loop, binary, run, transport};
 use sealfs_tests::{named_content, pattern};
@@ -120,6 +121,21 @@ fn operations_wait_for_a_dead_node_and_go_on_when_it_is_back() {
     (0..3).for_each(|at| cluster.start_node(at));
     assert!(writer.wait().unwrap().success());
     assert_eq!(fs::read_to_string(mount.join("during")).unwrap(), "y");
+}
+
+/// Not even by who opens it for reading only, of which the kernel finds out after the open.
+#[test]
+fn a_program_that_runs_is_not_truncated() {
+    let mut cluster = Cluster::start(1);
+    let program = cluster.mount().join("sleep");
+    run(Command::new("cp").arg("/usr/bin/sleep").arg(&program));
+    let mut runs = Command::new(&program).arg("1000").spawn().unwrap();
+    let error = open(&program, OFlags::RDONLY | OFlags::TRUNC, Mode::empty()).unwrap_err();
+    assert_eq!(error, rustix::io::Errno::TXTBSY);
+    run(Command::new("cmp").arg("/usr/bin/sleep").arg(&program));
+    assert!(runs.try_wait().unwrap().is_none());
+    runs.kill().unwrap();
+    runs.wait().unwrap();
 }
 
 #[test]
